@@ -1,0 +1,60 @@
+"""The ``uspace-mm`` command: one file per subcommand, one place that turns errors into exit statuses."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from importlib import import_module
+from typing import Protocol, cast
+
+from uspace_mm import __version__
+from uspace_mm.errors import UspaceError
+
+# A module of uspace_mm.cli per entry; each has a class `Command`.
+COMMANDS = ("doctor", "demo", "bench")
+
+
+class CommandProtocol(Protocol):
+    """What a module of this package offers as ``Command``."""
+
+    name: str
+    help: str
+
+    def prepare_parser(self, parser: argparse.ArgumentParser) -> None: ...
+
+    def run(self, args: argparse.Namespace) -> int: ...
+
+
+def _build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="uspace-mm", description="Memory management in user space, on the running kernel."
+    )
+    parser.add_argument("--version", action="version", version=f"uspace-mm {__version__}")
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for module_name in COMMANDS:
+        module = import_module(f"uspace_mm.cli.{module_name}")
+        command = cast(CommandProtocol, module.Command())
+        sub = subparsers.add_parser(command.name, help=command.help, description=command.help)
+        command.prepare_parser(sub)
+        sub.set_defaults(run=command.run)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns 0 done, 1 not so, 2 bad input, 3 this machine cannot, 130 interrupted."""
+    args = _build_parser().parse_args(argv)
+    try:
+        status = int(args.run(args))
+        sys.stdout.flush()
+        return status
+    except UspaceError as error:
+        print(f"uspace-mm {args.command}: {error}", file=sys.stderr)
+        return error.exit_status
+    except KeyboardInterrupt:
+        print(f"uspace-mm {args.command}: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of a pipe went away (`| head`): not an error, and nothing more can be printed.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0

@@ -1,0 +1,5 @@
+import sys
+
+from uspace_mm.cli import main
+
+sys.exit(main())

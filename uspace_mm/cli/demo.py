@@ -1,0 +1,4 @@
+class Command:
+    name="demo"; help="x"
+    def prepare_parser(self,p): pass
+    def run(self,a): return 0
