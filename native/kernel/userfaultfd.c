@@ -194,14 +194,16 @@ static int conclude(int rc, int error, int64_t done, uint64_t len, struct umm_uf
 	return -error;
 }
 
-int umm_uffd_copy(int uffd, uint64_t dst, uint64_t src, uint64_t len, uint64_t mode, struct umm_uffd_result *ret)
+int umm_uffd_copy(
+        int uffd, uint64_t dst, uint64_t src, uint64_t len, uint64_t mode, struct umm_uffd_result *ret)
 {
 	struct uffdio_copy_arg arg = {.dst = dst, .src = src, .len = len, .mode = mode};
 	int rc = ioctl(uffd, IO_COPY, &arg);
 	return conclude(rc, errno, arg.done, len, ret);
 }
 
-int umm_uffd_move(int uffd, uint64_t dst, uint64_t src, uint64_t len, uint64_t mode, struct umm_uffd_result *ret)
+int umm_uffd_move(
+        int uffd, uint64_t dst, uint64_t src, uint64_t len, uint64_t mode, struct umm_uffd_result *ret)
 {
 	struct uffdio_copy_arg arg = {.dst = dst, .src = src, .len = len, .mode = mode};
 	int rc = ioctl(uffd, IO_MOVE, &arg);
@@ -209,7 +211,7 @@ int umm_uffd_move(int uffd, uint64_t dst, uint64_t src, uint64_t len, uint64_t m
 }
 
 static int fill(int uffd, unsigned long request, uint64_t start, uint64_t len, uint64_t mode,
-	struct umm_uffd_result *ret)
+        struct umm_uffd_result *ret)
 {
 	struct uffdio_fill_arg arg = {.range = {start, len}, .mode = mode};
 	int rc = ioctl(uffd, request, &arg);

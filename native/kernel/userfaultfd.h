@@ -94,7 +94,8 @@ struct umm_uffd_msg {
 	uint8_t reserved1;
 	uint16_t reserved2;
 	uint32_t reserved3;
-	uint64_t arg0; /* PAGEFAULT: flags; REMAP: from; REMOVE, UNMAP: start; FORK: the child's descriptor (low 32 bits) */
+	uint64_t arg0; /* PAGEFAULT: flags; REMAP: from; REMOVE, UNMAP: start; FORK: the child's descriptor
+	                  (low 32 bits) */
 	uint64_t arg1; /* PAGEFAULT: address; REMAP: to; REMOVE, UNMAP: end */
 	uint64_t arg2; /* PAGEFAULT: thread id (low 32 bits) with THREAD_ID; REMAP: length */
 };
@@ -116,9 +117,11 @@ int umm_uffd_wake(int uffd, uint64_t start, uint64_t len);
 
 /* The resolving ioctls. `ret` is filled in every case; the return value is 0 for INSTALLED and the
  * -errno (or -EAGAIN for PARTIAL) otherwise. */
-int umm_uffd_copy(int uffd, uint64_t dst, uint64_t src, uint64_t len, uint64_t mode, struct umm_uffd_result *ret);
+int umm_uffd_copy(
+        int uffd, uint64_t dst, uint64_t src, uint64_t len, uint64_t mode, struct umm_uffd_result *ret);
 int umm_uffd_zeropage(int uffd, uint64_t start, uint64_t len, uint64_t mode, struct umm_uffd_result *ret);
-int umm_uffd_move(int uffd, uint64_t dst, uint64_t src, uint64_t len, uint64_t mode, struct umm_uffd_result *ret);
+int umm_uffd_move(
+        int uffd, uint64_t dst, uint64_t src, uint64_t len, uint64_t mode, struct umm_uffd_result *ret);
 int umm_uffd_continue(int uffd, uint64_t start, uint64_t len, uint64_t mode, struct umm_uffd_result *ret);
 int umm_uffd_poison(int uffd, uint64_t start, uint64_t len, uint64_t mode, struct umm_uffd_result *ret);
 int umm_uffd_writeprotect(int uffd, uint64_t start, uint64_t len, uint64_t mode, struct umm_uffd_result *ret);
