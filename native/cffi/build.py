@@ -14,7 +14,7 @@ def main(output: str, cdefs: list[str]) -> None:
     ffi = FFI()
     includes: list[str] = []
     for name in cdefs:
-        declarations = []
+        declarations: list[str] = []
         for line in Path(name).read_text().splitlines():
             (includes if line.startswith("#include") else declarations).append(line)
         ffi.cdef("\n".join(declarations))
