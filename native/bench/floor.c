@@ -7,6 +7,7 @@
 #include <sched.h>
 #include <signal.h>
 #include <stdatomic.h>
+#include <stdbool.h>
 #include <stdlib.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -27,7 +28,8 @@ struct umm_floor {
 	int uffd;
 	uint64_t page;
 	char *base;
-	uint64_t size;
+	uint64_t size;   /* of the content */
+	uint64_t mapped; /* with the stop pages behind it: one per handler */
 	const char *source;
 	unsigned handlers;
 	struct floor_handler handler[MAX_HANDLERS];
@@ -47,31 +49,29 @@ static void give_up(struct umm_floor *floor, int error)
 	umm_uffd_unregister(floor->uffd, (uint64_t)(uintptr_t)floor->base, floor->size);
 }
 
-static void serve(struct umm_floor *floor, uint64_t address)
+/* True when it was a stop page: the handler that served it ends. */
+static bool serve(struct umm_floor *floor, uint64_t address)
 {
 	uint64_t offset = (address - (uint64_t)(uintptr_t)floor->base) & ~(floor->page - 1);
+	bool stop = offset >= floor->size;
 	struct umm_uffd_result result;
 	int err = umm_uffd_copy(floor->uffd, (uint64_t)(uintptr_t)floor->base + offset,
-	        (uint64_t)(uintptr_t)floor->source + offset, floor->page, 0, &result);
+	        (uint64_t)(uintptr_t)floor->source + (stop ? 0 : offset), floor->page, 0, &result);
 	/* Two threads that touch one page queue two messages. */
 	if (err && result.outcome != UMM_OUTCOME_ALREADY_THERE)
 		give_up(floor, err);
+	return stop;
 }
-
-/* The handlers end by pthread_cancel, which takes effect in read() and poll(): an ioctl is not interrupted.
- */
 static void *handle_blocking(void *arg)
 {
 	struct umm_floor *floor = ((struct floor_handler *)arg)->floor;
 	struct umm_uffd_msg message;
 	for (;;) {
 		int err = umm_uffd_read(floor->uffd, &message);
-		if (err) {
+		if (err)
 			give_up(floor, err);
+		else if (message.event == UMM_UFFD_EVENT_PAGEFAULT && serve(floor, message.arg1))
 			return NULL;
-		}
-		if (message.event == UMM_UFFD_EVENT_PAGEFAULT)
-			serve(floor, message.arg1);
 	}
 }
 
@@ -81,19 +81,15 @@ static void *handle_polling(void *arg)
 	struct pollfd ready = {.fd = floor->uffd, .events = POLLIN};
 	struct umm_uffd_msg message;
 	for (;;) {
-		if (poll(&ready, 1, -1) < 0 && errno != EINTR) {
+		if (poll(&ready, 1, -1) < 0 && errno != EINTR)
 			give_up(floor, -errno);
-			return NULL;
-		}
 		int err;
 		while ((err = umm_uffd_read(floor->uffd, &message)) == 0) {
-			if (message.event == UMM_UFFD_EVENT_PAGEFAULT)
-				serve(floor, message.arg1);
+			if (message.event == UMM_UFFD_EVENT_PAGEFAULT && serve(floor, message.arg1))
+				return NULL;
 		}
-		if (err != -EAGAIN) {
+		if (err != -EAGAIN)
 			give_up(floor, err);
-			return NULL;
-		}
 	}
 }
 
@@ -151,12 +147,14 @@ static int start_handler(struct floor_handler *handler)
 	return -err;
 }
 
+/* Each touch of a stop page ends the handler that happens to serve it. Not pthread_cancel: the address
+ * sanitizer does not survive its unwinding. */
 static void stop_handlers(struct umm_floor *floor)
 {
-	for (unsigned i = 0; i < floor->handlers; i++) {
-		pthread_cancel(floor->handler[i].thread);
+	for (unsigned i = 0; i < floor->handlers; i++)
+		(void)*(volatile char *)(floor->base + floor->size + i * floor->page);
+	for (unsigned i = 0; i < floor->handlers; i++)
 		pthread_join(floor->handler[i].thread, NULL);
-	}
 }
 
 static int start_handlers(struct umm_floor *floor)
@@ -218,14 +216,20 @@ int umm_floor_create(int kind, const void *source, uint64_t size, struct umm_flo
 	struct umm_floor *floor = calloc(1, sizeof(*floor));
 	if (!floor)
 		return -ENOMEM;
-	*floor = (struct umm_floor){.kind = kind, .page = page, .source = source, .size = size};
+	*floor = (struct umm_floor){
+	        .kind = kind,
+	        .page = page,
+	        .source = source,
+	        .size = size,
+	        .mapped = size + MAX_HANDLERS * page,
+	};
 	void *base;
 	int err = open_uffd(kind == UMM_FLOOR_POLLING ? O_NONBLOCK : 0,
 	        kind == UMM_FLOOR_IN_THREAD ? UMM_UFFD_FEATURE_SIGBUS : 0);
 	if (err < 0)
 		goto free_floor;
 	floor->uffd = err;
-	err = map_registered(floor->size, floor->uffd, &base);
+	err = map_registered(floor->mapped, floor->uffd, &base);
 	if (err)
 		goto close_uffd;
 	floor->base = base;
@@ -235,7 +239,7 @@ int umm_floor_create(int kind, const void *source, uint64_t size, struct umm_flo
 	*ret = floor;
 	return 0;
 unmap:
-	munmap(floor->base, floor->size);
+	munmap(floor->base, floor->mapped);
 close_uffd:
 	close(floor->uffd);
 free_floor:
@@ -262,7 +266,7 @@ int umm_floor_destroy(struct umm_floor *floor)
 		stop_handlers(floor);
 	}
 	int error = atomic_load(&floor->error);
-	munmap(floor->base, floor->size);
+	munmap(floor->base, floor->mapped);
 	close(floor->uffd);
 	free(floor);
 	return error;

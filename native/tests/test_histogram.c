@@ -1,72 +1,135 @@
-/* Buckets are seamless, quantiles are within 1/32, and adding adds. */
-#include "common/histogram.h"
-
+/* The histogram: buckets tile the values, their error is bounded, quantiles agree with sorted values. */
+#include <math.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
-#define CHECK(condition)                                                                                     \
+#include "common/histogram.h"
+
+#define CHECK(condition, ...)                                                                                \
 	do {                                                                                                 \
 		if (!(condition)) {                                                                          \
-			fprintf(stderr, "%s:%d: not so: %s\n", __FILE__, __LINE__, #condition);              \
+			fprintf(stderr, "%s:%d: %s: ", __FILE__, __LINE__, #condition);                      \
+			fprintf(stderr, __VA_ARGS__);                                                        \
+			fputc('\n', stderr);                                                                 \
 			exit(1);                                                                             \
 		}                                                                                            \
 	} while (0)
 
-static void buckets_are_seamless(void)
+typedef unsigned long long ull;
+
+static const uint64_t limit = 1ull << 42;
+
+static void test_buckets_tile_the_values(void)
 {
-	uint64_t before = 0;
+	uint64_t expected_low = 0;
 	for (unsigned i = 0; i < UMM_HISTOGRAM_BUCKETS; i++) {
 		uint64_t low, high;
 		umm_histogram_bounds(i, &low, &high);
-		CHECK(low == before);
-		CHECK(high > low);
-		CHECK(umm_histogram_bucket(low) == i);
-		CHECK(umm_histogram_bucket(high - 1) == i);
-		CHECK(low < 32 || (high - low) * 32 <= low);
-		before = high;
+		CHECK(low == expected_low, "bucket %u begins at %llu, the one before ended at %llu", i,
+		        (ull)low, (ull)expected_low);
+		CHECK(high > low, "bucket %u is empty", i);
+		CHECK(umm_histogram_bucket(low) == i, "low edge of %u is in %u", i,
+		        umm_histogram_bucket(low));
+		CHECK(umm_histogram_bucket(high - 1) == i, "high edge of %u is in %u", i,
+		        umm_histogram_bucket(high - 1));
+		CHECK((high - low) * 32 <= low || high - low == 1,
+		        "bucket %u of width %llu at %llu errs by more than 1/32", i, (ull)(high - low),
+		        (ull)low);
+		expected_low = high;
 	}
-	CHECK(before == UINT64_C(1) << 42);
-	CHECK(umm_histogram_bucket(UINT64_MAX) == UMM_HISTOGRAM_BUCKETS - 1);
+	CHECK(expected_low == limit, "the buckets end at %llu", (ull)expected_low);
+	CHECK(umm_histogram_bucket(limit) == UMM_HISTOGRAM_BUCKETS - 1, "2^42 is not in the last bucket");
+	CHECK(umm_histogram_bucket(UINT64_MAX) == UMM_HISTOGRAM_BUCKETS - 1,
+	        "2^64 - 1 is not in the last bucket");
 }
 
-static void quantiles_are_near(void)
+static int compare(const void *a, const void *b)
 {
-	static struct umm_histogram histogram;
-	CHECK(umm_histogram_quantile(&histogram, 0.5) == 0);
-	for (uint64_t ns = 1; ns <= 100000; ns++)
-		umm_histogram_record(&histogram, ns);
-	CHECK(histogram.count == 100000);
-	CHECK(histogram.min == 1);
-	CHECK(histogram.max == 100000);
-	CHECK(histogram.sum == UINT64_C(100000) * 100001 / 2);
-	const double fractions[] = {0.01, 0.5, 0.9, 0.99, 0.999};
-	for (unsigned i = 0; i < sizeof(fractions) / sizeof(fractions[0]); i++) {
-		double exact = fractions[i] * 100000;
-		double got = (double)umm_histogram_quantile(&histogram, fractions[i]);
-		CHECK(got >= exact && got <= exact * (1 + 1.0 / 32) + 1);
-	}
-	CHECK(umm_histogram_quantile(&histogram, 1.0) == 100000);
-	CHECK(umm_histogram_quantile(&histogram, 0.0) == 1);
+	uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
+	return x < y ? -1 : x > y;
 }
 
-static void adding_adds(void)
+static void test_quantiles_against_sorted_values(void)
 {
-	static struct umm_histogram a, b, empty;
-	umm_histogram_record(&a, 10);
-	umm_histogram_record(&b, 7);
-	umm_histogram_record(&b, 1000000);
-	umm_histogram_add(&a, &b);
-	CHECK(a.count == 3 && a.sum == 1000017 && a.min == 7 && a.max == 1000000);
-	umm_histogram_add(&a, &empty);
-	CHECK(a.count == 3 && a.min == 7);
-	umm_histogram_add(&empty, &a);
-	CHECK(empty.count == 3 && empty.min == 7 && empty.max == 1000000);
+	enum { N = 20000 };
+	static uint64_t values[N];
+	static struct umm_histogram h;
+	uint64_t state = 88172645463325252ull, sum = 0;
+	memset(&h, 0, sizeof(h));
+	for (unsigned i = 0; i < N; i++) {
+		state ^= state << 13;
+		state ^= state >> 7;
+		state ^= state << 17;
+		/* Every magnitude from 1 ns to seconds. */
+		values[i] = 1 + (state >> 30) % (1ull << (1 + state % 33));
+		sum += values[i];
+		umm_histogram_record(&h, values[i]);
+	}
+	qsort(values, N, sizeof(values[0]), compare);
+	CHECK(h.count == N && h.sum == sum, "count %llu, sum %llu", (ull)h.count, (ull)h.sum);
+	CHECK(h.min == values[0] && h.max == values[N - 1], "min %llu, max %llu", (ull)h.min, (ull)h.max);
+	static const double quantiles[] = {0.0, 0.001, 0.1, 0.25, 0.5, 0.9, 0.99, 0.999, 1.0};
+	for (unsigned i = 0; i < sizeof(quantiles) / sizeof(quantiles[0]); i++) {
+		double rank = ceil(quantiles[i] * N);
+		uint64_t exact = values[rank < 1 ? 0 : (unsigned)rank - 1];
+		uint64_t got = umm_histogram_quantile(&h, quantiles[i]);
+		CHECK(got >= exact && (double)got <= (double)exact * (1 + 1.0 / 32),
+		        "quantile %g: %llu, exactly %llu", quantiles[i], (ull)got, (ull)exact);
+	}
+	CHECK(umm_histogram_quantile(&h, 1.0) == h.max, "the last quantile is not the maximum");
+}
+
+static void test_edges(void)
+{
+	static struct umm_histogram h, other;
+	memset(&h, 0, sizeof(h));
+	memset(&other, 0, sizeof(other));
+	CHECK(umm_histogram_quantile(&h, 0.5) == 0, "an empty histogram has a median");
+	umm_histogram_record(&h, 0);
+	CHECK(h.count == 1 && h.sum == 0 && h.max == 0, "a record of 0 ns");
+	CHECK(umm_histogram_quantile(&h, 0.5) == 0, "median of a single 0");
+	umm_histogram_record(&other, UINT64_MAX);
+	CHECK(other.max == UINT64_MAX && other.buckets[UMM_HISTOGRAM_BUCKETS - 1] == 1,
+	        "a record beyond the range");
+	umm_histogram_add(&h, &other);
+	CHECK(h.count == 2 && h.max == UINT64_MAX && h.min == 1, "sum of two: count %llu, min %llu",
+	        (ull)h.count, (ull)h.min);
+	umm_histogram_add(&h, &(struct umm_histogram){0});
+	CHECK(h.count == 2 && h.min == 1, "an empty histogram changes a sum");
+}
+
+static void *record_many(void *arg)
+{
+	for (unsigned i = 1; i <= 50000; i++)
+		umm_histogram_record(arg, i);
+	return NULL;
+}
+
+static void test_concurrent_records_are_all_counted(void)
+{
+	static struct umm_histogram h;
+	pthread_t thread[4];
+	memset(&h, 0, sizeof(h));
+	for (unsigned i = 0; i < 4; i++)
+		CHECK(pthread_create(&thread[i], NULL, record_many, &h) == 0, "thread %u", i);
+	for (unsigned i = 0; i < 4; i++)
+		pthread_join(thread[i], NULL);
+	uint64_t counted = 0;
+	for (unsigned i = 0; i < UMM_HISTOGRAM_BUCKETS; i++)
+		counted += h.buckets[i];
+	CHECK(h.count == 200000 && counted == 200000, "%llu records, %llu in buckets", (ull)h.count,
+	        (ull)counted);
+	CHECK(h.min == 1 && h.max == 50000, "min %llu, max %llu", (ull)h.min, (ull)h.max);
+	CHECK(h.sum == 4ull * 50000 * 50001 / 2, "sum %llu", (ull)h.sum);
 }
 
 int main(void)
 {
-	buckets_are_seamless();
-	quantiles_are_near();
-	adding_adds();
+	test_buckets_tile_the_values();
+	test_quantiles_against_sorted_values();
+	test_edges();
+	test_concurrent_records_are_all_counted();
 	return 0;
 }
