@@ -6,7 +6,7 @@
 
 #include "common/clock.h"
 
-enum { MAX_THREADS = 4096 };
+enum { MAX_THREADS = 1024 };
 
 enum gate_state { GATE_SHUT, GATE_OPEN, GATE_ABANDONED };
 

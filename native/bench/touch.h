@@ -10,7 +10,7 @@ struct umm_touch_job {
 	const uint64_t *addresses; /* in the order of the touches; each aligned to 8 bytes */
 	const uint64_t *expected;  /* the word that each address must hold, or NULL */
 	uint64_t count;
-	uint32_t threads;     /* each takes a contiguous share of the list; 1 .. 4096 */
+	uint32_t threads;     /* each takes a contiguous share of the list; 1 .. 1024 */
 	uint32_t *latency_ns; /* count entries: out, the duration of each touch (saturated at 2^32 - 1) */
 	uint64_t elapsed_ns;  /* out: from the release of all threads to the end of the last */
 	uint64_t wrong;       /* out: words that were not the expected ones */
