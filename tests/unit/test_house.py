@@ -130,6 +130,13 @@ def test_files_stay_readable(path: Path) -> None:
     assert len(path.read_text().splitlines()) <= 400, "a file of this length holds two subjects"
 
 
+def test_no_directory_installs_its_pycache() -> None:
+    listed = re.search(r"package_directories = \[([^\]]*)\]", (ROOT / "meson.build").read_text())
+    assert listed
+    found = {str(path.parent.relative_to(PACKAGE)) for path in python_files()}
+    assert found == set(re.findall(r"'([^']+)'", listed[1])), "name it in package_directories of meson.build"
+
+
 def test_versions_agree() -> None:
     found = {
         "pyproject.toml": re.search(
