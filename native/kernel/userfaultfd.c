@@ -178,7 +178,7 @@ static enum umm_outcome outcome_of(int error)
 static int conclude(int rc, int error, int64_t done, uint64_t len, struct umm_uffd_result *ret)
 {
 	*ret = (struct umm_uffd_result){.outcome = UMM_OUTCOME_INSTALLED, .done = done > 0 ? done : 0};
-	if (rc == 0 && (done < 0 || (uint64_t)done == len))
+	if (rc == 0 && done >= 0 && (uint64_t)done == len)
 		return 0;
 	if (done > 0 && (uint64_t)done < len) {
 		ret->outcome = UMM_OUTCOME_PARTIAL;
