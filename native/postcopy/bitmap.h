@@ -24,7 +24,7 @@ static inline bool umm_bitmap_test_and_set(uint8_t *bitmap, uint64_t page)
 
 static inline void umm_bitmap_clear(uint8_t *bitmap, uint64_t page)
 {
-	__atomic_fetch_and(&bitmap[page >> 3], (uint8_t) ~(1u << (page & 7)), __ATOMIC_ACQ_REL);
+	__atomic_fetch_and(&bitmap[page >> 3], (uint8_t)~(1u << (page & 7)), __ATOMIC_ACQ_REL);
 }
 
 /* The first page from `from` whose bit is `value`; `pages` when there is none. */

@@ -29,7 +29,8 @@ int umm_channel_init(struct umm_channel *channel, int fd, int stopfd, unsigned i
 		umm_channel_deinit(channel);
 		return error;
 	}
-	/* A request is 32 bytes: it must not wait for more. Fails on Unix sockets, which do not wait anyway. */
+	/* A request is 32 bytes: it must not wait for more. Fails on Unix sockets, which do not wait anyway.
+	 */
 	int one = 1;
 	(void)setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
 	channel->in = malloc(READ_AHEAD);
@@ -55,8 +56,8 @@ int umm_channel_fail(struct umm_channel *channel, int error, const char *format,
 	int none = ERROR_NONE, set = ERROR_SET;
 	/* The first one counts, but the peer's own words explain more than a broken pipe. */
 	if (atomic_compare_exchange_strong(&channel->error_state, &none, ERROR_BEING_WRITTEN) ||
-		(error == -EREMOTEIO &&
-			atomic_compare_exchange_strong(&channel->error_state, &set, ERROR_BEING_WRITTEN))) {
+	        (error == -EREMOTEIO &&
+	                atomic_compare_exchange_strong(&channel->error_state, &set, ERROR_BEING_WRITTEN))) {
 		va_list args;
 		va_start(args, format);
 		vsnprintf(channel->error, sizeof channel->error, format, args);
@@ -83,19 +84,21 @@ static const char *phase(const struct umm_channel *channel)
 
 static int lost(struct umm_channel *channel, int error)
 {
-	return umm_channel_fail(channel, -ECONNRESET, "%s closed the %s connection in phase %s%s%s", peer(channel),
-		channel->protocol.connection == UMM_CONNECTION_URGENT ? "urgent" : "data", phase(channel),
-		error ? ": " : "", error ? strerror(error) : "");
+	return umm_channel_fail(channel, -ECONNRESET, "%s closed the %s connection in phase %s%s%s",
+	        peer(channel), channel->protocol.connection == UMM_CONNECTION_URGENT ? "urgent" : "data",
+	        phase(channel), error ? ": " : "", error ? strerror(error) : "");
 }
 
 /* 0 when `events` are there, -ETIMEDOUT, -ECANCELED. */
 static int await(struct umm_channel *channel, short events, int timeout_ms)
 {
-	struct pollfd fds[2] = {{.fd = channel->fd, .events = events}, {.fd = channel->stopfd, .events = POLLIN}};
+	struct pollfd fds[2] = {
+	        {.fd = channel->fd, .events = events}, {.fd = channel->stopfd, .events = POLLIN}};
 	for (;;) {
 		if (channel->deadline_ns) {
 			uint64_t now = umm_now_ns();
-			uint64_t left_ms = now < channel->deadline_ns ? (channel->deadline_ns - now) / 1000000 : 0;
+			uint64_t left_ms =
+			        now < channel->deadline_ns ? (channel->deadline_ns - now) / 1000000 : 0;
 			if (left_ms < (uint64_t)timeout_ms)
 				timeout_ms = (int)left_ms;
 		}
@@ -108,10 +111,10 @@ static int await(struct umm_channel *channel, short events, int timeout_ms)
 			return umm_channel_fail(channel, -ECANCELED, "stopped");
 		if (n == 0)
 			return umm_channel_fail(channel, -ETIMEDOUT,
-				"%s moved nothing for %u ms on the %s connection in phase %s", peer(channel),
-				channel->idle_ms,
-				channel->protocol.connection == UMM_CONNECTION_URGENT ? "urgent" : "data",
-				phase(channel));
+			        "%s moved nothing for %u ms on the %s connection in phase %s", peer(channel),
+			        channel->idle_ms,
+			        channel->protocol.connection == UMM_CONNECTION_URGENT ? "urgent" : "data",
+			        phase(channel));
 		return 0;
 	}
 }
@@ -120,8 +123,8 @@ int umm_channel_wait(struct umm_channel *channel, int timeout_ms, int wakefd)
 {
 	if (channel->in_start < channel->in_end)
 		return 1;
-	struct pollfd fds[3] = {{.fd = channel->fd, .events = POLLIN}, {.fd = channel->stopfd, .events = POLLIN},
-		{.fd = wakefd, .events = POLLIN}};
+	struct pollfd fds[3] = {{.fd = channel->fd, .events = POLLIN},
+	        {.fd = channel->stopfd, .events = POLLIN}, {.fd = wakefd, .events = POLLIN}};
 	int n = poll(fds, 3, timeout_ms);
 	if (n < 0)
 		return errno == EINTR ? 0 : umm_channel_fail(channel, -errno, "poll: %s", strerror(errno));
@@ -160,7 +163,7 @@ static int send_pieces(struct umm_channel *channel, struct iovec *pieces, int n)
 }
 
 int umm_channel_send(struct umm_channel *channel, struct umm_frame *frame, const void *payload, uint32_t len,
-	const void *more, uint32_t more_len)
+        const void *more, uint32_t more_len)
 {
 	uint8_t header[UMM_FRAME_HEADER];
 	frame->length = len + more_len;
@@ -187,10 +190,10 @@ void umm_channel_send_error(struct umm_channel *channel, int error, const char *
 	uint8_t bytes[UMM_FRAME_HEADER + UMM_FRAME_MAX_ERROR];
 	size_t len = strnlen(text, UMM_FRAME_MAX_ERROR);
 	struct umm_frame frame = {
-		.type = UMM_FRAME_ERROR,
-		.first = (uint64_t)(error < 0 ? -error : error),
-		.length = (uint32_t)len,
-		.payload_check = umm_frame_payload_check(text, (uint32_t)len),
+	        .type = UMM_FRAME_ERROR,
+	        .first = (uint64_t)(error < 0 ? -error : error),
+	        .length = (uint32_t)len,
+	        .payload_check = umm_frame_payload_check(text, (uint32_t)len),
 	};
 	umm_frame_encode(&frame, bytes);
 	memcpy(bytes + UMM_FRAME_HEADER, text, len);
@@ -261,7 +264,7 @@ int umm_channel_read_checked(struct umm_channel *channel, const struct umm_frame
 		return error;
 	if (umm_frame_payload_check(to, len) != frame->payload_check)
 		return umm_channel_fail(channel, -EBADMSG, "wrong checksum of a %s frame from %s",
-			umm_frame_name(frame->type), peer(channel));
+		        umm_frame_name(frame->type), peer(channel));
 	return 0;
 }
 
@@ -288,14 +291,15 @@ int umm_channel_receive(struct umm_channel *channel, struct umm_frame *ret)
 		return error;
 	error = umm_frame_decode(header, ret);
 	if (error)
-		return umm_channel_fail(channel, error, "what %s sent is no frame of this protocol (phase %s)",
-			peer(channel), phase(channel));
+		return umm_channel_fail(channel, error,
+		        "what %s sent is no frame of this protocol (phase %s)", peer(channel),
+		        phase(channel));
 	error = umm_protocol_check(&channel->protocol, ret);
 	if (error)
 		return umm_channel_fail(channel, error,
-			"%s sent a %s frame (first %llu, count %u, %u bytes) that %s in phase %s", peer(channel),
-			umm_frame_name(ret->type), (unsigned long long)ret->first, ret->count, ret->length,
-			error == -EMSGSIZE ? "is too long" : "may not come", phase(channel));
+		        "%s sent a %s frame (first %llu, count %u, %u bytes) that %s in phase %s",
+		        peer(channel), umm_frame_name(ret->type), (unsigned long long)ret->first, ret->count,
+		        ret->length, error == -EMSGSIZE ? "is too long" : "may not come", phase(channel));
 	if (ret->type == UMM_FRAME_ERROR)
 		return read_error(channel, ret);
 	return 0;

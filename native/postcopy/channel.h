@@ -31,14 +31,14 @@ int umm_channel_init(struct umm_channel *channel, int fd, int stopfd, unsigned i
 void umm_channel_deinit(struct umm_channel *channel);
 /* Remembers the first error in words and returns `error`. */
 int umm_channel_fail(struct umm_channel *channel, int error, const char *format, ...)
-	__attribute__((format(printf, 3, 4)));
+        __attribute__((format(printf, 3, 4)));
 
 /* The first error in words, "" when there was none. */
 const char *umm_channel_error(const struct umm_channel *channel);
 
 /* Send a frame whose payload is in at most two pieces; fills length and payload_check of `frame`. */
 int umm_channel_send(struct umm_channel *channel, struct umm_frame *frame, const void *payload, uint32_t len,
-	const void *more, uint32_t more_len);
+        const void *more, uint32_t more_len);
 /* Bytes that are frames already. */
 int umm_channel_send_raw(struct umm_channel *channel, const void *bytes, uint64_t len);
 /* Tell the peer why; the outcome does not matter. */

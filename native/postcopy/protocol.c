@@ -7,9 +7,10 @@
 #include <xxhash.h>
 
 static const char *const frame_names[UMM_FRAME_TYPES] = {"?", "HELLO", "WELCOME", "PAGES", "ROUND", "STATE",
-	"SWITCH", "RUNNING", "REQUEST", "STREAMED", "DIGESTS", "RESULT", "FINISH", "VERDICT", "ALIVE", "ERROR"};
+        "SWITCH", "RUNNING", "REQUEST", "STREAMED", "DIGESTS", "RESULT", "FINISH", "VERDICT", "ALIVE",
+        "ERROR"};
 static const char *const phase_names[UMM_PHASES] = {
-	"hello", "precopy", "postcopy", "verify", "finish", "done"};
+        "hello", "precopy", "postcopy", "verify", "finish", "done"};
 
 const char *umm_frame_name(int type)
 {
@@ -90,12 +91,12 @@ int umm_frame_decode(const uint8_t in[UMM_FRAME_HEADER], struct umm_frame *ret)
 	if (get32(in + 24) != umm_frame_payload_check(in, 24))
 		return -EBADMSG;
 	*ret = (struct umm_frame){
-		.type = in[5],
-		.flags = get16(in + 6),
-		.first = get64(in + 8),
-		.count = get32(in + 16),
-		.length = get32(in + 20),
-		.payload_check = get32(in + 28),
+	        .type = in[5],
+	        .flags = get16(in + 6),
+	        .first = get64(in + 8),
+	        .count = get32(in + 16),
+	        .length = get32(in + 20),
+	        .payload_check = get32(in + 28),
 	};
 	return 0;
 }
@@ -132,22 +133,22 @@ enum {
 };
 
 static const struct rule rules[UMM_FRAME_TYPES] = {
-	[UMM_FRAME_HELLO] = {{HELLO, 0}, BOTH},
-	[UMM_FRAME_WELCOME] = {{0, HELLO}, BOTH},
-	[UMM_FRAME_PAGES] = {{0, PRECOPY | POSTCOPY}, BOTH},
-	[UMM_FRAME_ROUND] = {{0, PRECOPY}, DATA},
-	[UMM_FRAME_STATE] = {{0, PRECOPY}, DATA},
-	[UMM_FRAME_SWITCH] = {{0, PRECOPY}, DATA},
-	[UMM_FRAME_RUNNING] = {{POSTCOPY, 0}, DATA},
-	/* the urgent connection has no order relative to DATA: late requests and answers are normal */
-	[UMM_FRAME_REQUEST] = {{AFTER_SWITCH, 0}, URGENT},
-	[UMM_FRAME_STREAMED] = {{0, POSTCOPY}, DATA},
-	[UMM_FRAME_DIGESTS] = {{0, VERIFY}, DATA},
-	[UMM_FRAME_RESULT] = {{VERIFY, 0}, DATA},
-	[UMM_FRAME_FINISH] = {{FINISH, 0}, DATA},
-	[UMM_FRAME_VERDICT] = {{0, FINISH}, DATA},
-	[UMM_FRAME_ALIVE] = {{AFTER_SWITCH, AFTER_SWITCH}, DATA},
-	[UMM_FRAME_ERROR] = {{ANY, ANY}, BOTH},
+        [UMM_FRAME_HELLO] = {{HELLO, 0}, BOTH},
+        [UMM_FRAME_WELCOME] = {{0, HELLO}, BOTH},
+        [UMM_FRAME_PAGES] = {{0, PRECOPY | POSTCOPY}, BOTH},
+        [UMM_FRAME_ROUND] = {{0, PRECOPY}, DATA},
+        [UMM_FRAME_STATE] = {{0, PRECOPY}, DATA},
+        [UMM_FRAME_SWITCH] = {{0, PRECOPY}, DATA},
+        [UMM_FRAME_RUNNING] = {{POSTCOPY, 0}, DATA},
+        /* the urgent connection has no order relative to DATA: late requests and answers are normal */
+        [UMM_FRAME_REQUEST] = {{AFTER_SWITCH, 0}, URGENT},
+        [UMM_FRAME_STREAMED] = {{0, POSTCOPY}, DATA},
+        [UMM_FRAME_DIGESTS] = {{0, VERIFY}, DATA},
+        [UMM_FRAME_RESULT] = {{VERIFY, 0}, DATA},
+        [UMM_FRAME_FINISH] = {{FINISH, 0}, DATA},
+        [UMM_FRAME_VERDICT] = {{0, FINISH}, DATA},
+        [UMM_FRAME_ALIVE] = {{AFTER_SWITCH, AFTER_SWITCH}, DATA},
+        [UMM_FRAME_ERROR] = {{ANY, ANY}, BOTH},
 };
 
 static bool may_come(const struct umm_protocol *protocol, const struct umm_frame *frame)
@@ -157,7 +158,7 @@ static bool may_come(const struct umm_protocol *protocol, const struct umm_frame
 	const struct rule *rule = &rules[frame->type];
 	unsigned phases = rule->phases[protocol->side];
 	/* answers on URGENT may trail STREAMED, but never precede SWITCH */
-	if (frame->type == UMM_FRAME_PAGES && protocol->connection == UMM_CONNECTION_URGENT)
+	if (phases && frame->type == UMM_FRAME_PAGES && protocol->connection == UMM_CONNECTION_URGENT)
 		phases = AFTER_SWITCH;
 	return (phases >> protocol->phase & 1) && (rule->connections >> protocol->connection & 1);
 }
@@ -165,7 +166,7 @@ static bool may_come(const struct umm_protocol *protocol, const struct umm_frame
 static bool in_range(const struct umm_protocol *protocol, const struct umm_frame *frame)
 {
 	return frame->count > 0 && frame->first < protocol->pages &&
-		frame->count <= protocol->pages - frame->first;
+	       frame->count <= protocol->pages - frame->first;
 }
 
 static int expect(const struct umm_frame *frame, uint64_t length)

@@ -60,18 +60,18 @@ enum umm_frame_type {
 	UMM_FRAME_HELLO = 1,
 	UMM_FRAME_WELCOME = 2,
 	UMM_FRAME_PAGES = 3,
-	UMM_FRAME_ROUND = 4,    /* first: round from 1; count: 0 */
-	UMM_FRAME_STATE = 5,    /* text */
-	UMM_FRAME_SWITCH = 6,   /* first: missing pages; payload: the bitmap */
+	UMM_FRAME_ROUND = 4,  /* first: round from 1; count: 0 */
+	UMM_FRAME_STATE = 5,  /* text */
+	UMM_FRAME_SWITCH = 6, /* first: missing pages; payload: the bitmap */
 	UMM_FRAME_RUNNING = 7,
-	UMM_FRAME_REQUEST = 8,  /* first, count */
+	UMM_FRAME_REQUEST = 8, /* first, count */
 	UMM_FRAME_STREAMED = 9,
 	UMM_FRAME_DIGESTS = 10, /* first, count */
 	UMM_FRAME_RESULT = 11,  /* payload: u64 verified, u64 mismatched */
 	UMM_FRAME_FINISH = 12,  /* text */
 	UMM_FRAME_VERDICT = 13, /* text */
 	UMM_FRAME_ALIVE = 14,
-	UMM_FRAME_ERROR = 15,   /* text; first: errno */
+	UMM_FRAME_ERROR = 15, /* text; first: errno */
 	UMM_FRAME_TYPES = 16,
 };
 

@@ -92,7 +92,7 @@ static int allocate(struct umm_receiver *receiver)
 	receiver->buffers[0] = calloc(1, frame);
 	receiver->buffers[1] = calloc(1, frame);
 	if (!receiver->missing || !receiver->arrived || !receiver->unsent || !receiver->states ||
-		!receiver->digests || !receiver->buffers[0] || !receiver->buffers[1])
+	        !receiver->digests || !receiver->buffers[0] || !receiver->buffers[1])
 		return -ENOMEM;
 	void *memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	if (memory == MAP_FAILED)
@@ -107,15 +107,16 @@ static int allocate(struct umm_receiver *receiver)
 	return 0;
 }
 
-static int welcome(struct umm_receiver *receiver, struct umm_channel *channel, int connection, uint64_t max_bytes)
+static int welcome(
+        struct umm_receiver *receiver, struct umm_channel *channel, int connection, uint64_t max_bytes)
 {
 	struct umm_hello hello = {
-		.session = htole64(receiver->session),
-		.connection = htole32((uint32_t)connection),
-		.page_size = htole32(receiver->page_size),
+	        .session = htole64(receiver->session),
+	        .connection = htole32((uint32_t)connection),
+	        .page_size = htole32(receiver->page_size),
 	};
-	int error = umm_channel_send(channel, &(struct umm_frame){.type = UMM_FRAME_HELLO}, &hello, sizeof hello,
-		NULL, 0);
+	int error = umm_channel_send(
+	        channel, &(struct umm_frame){.type = UMM_FRAME_HELLO}, &hello, sizeof hello, NULL, 0);
 	struct umm_frame frame;
 	if (!error)
 		error = umm_channel_receive(channel, &frame);
@@ -126,22 +127,24 @@ static int welcome(struct umm_receiver *receiver, struct umm_channel *channel, i
 		return error;
 	const uint64_t pages = le64toh(answer.pages);
 	if (le32toh(answer.page_size) != receiver->page_size)
-		return umm_channel_fail(channel, -EPROTO, "pages of %u bytes here and of %u bytes at the source",
-			receiver->page_size, le32toh(answer.page_size));
+		return umm_channel_fail(channel, -EPROTO,
+		        "pages of %u bytes here and of %u bytes at the source", receiver->page_size,
+		        le32toh(answer.page_size));
 	if (connection == UMM_CONNECTION_URGENT)
 		return le64toh(answer.session) == receiver->session && pages == receiver->pages
-			? 0
-			: umm_channel_fail(channel, -EPROTO, "the urgent connection belongs to another migration");
+		               ? 0
+		               : umm_channel_fail(channel, -EPROTO,
+		                         "the urgent connection belongs to another migration");
 	if (!pages || pages > UMM_PROTOCOL_MAX_PAGES || pages > max_bytes / receiver->page_size)
 		return umm_channel_fail(channel, pages ? -EMSGSIZE : -EPROTO,
-			"the source has %llu pages of %u bytes, this side takes at most %llu bytes",
-			(unsigned long long)pages, receiver->page_size, (unsigned long long)max_bytes);
+		        "the source has %llu pages of %u bytes, this side takes at most %llu bytes",
+		        (unsigned long long)pages, receiver->page_size, (unsigned long long)max_bytes);
 	receiver->pages = pages;
 	receiver->session = le64toh(answer.session);
 	error = allocate(receiver);
 	return error ? umm_channel_fail(channel, error, "no memory for %llu pages of the source: %s",
-			       (unsigned long long)pages, strerror(-error))
-		     : 0;
+	                       (unsigned long long)pages, strerror(-error))
+	             : 0;
 }
 
 int umm_receiver_connect(struct umm_receiver *receiver, int fd, uint64_t max_bytes)
@@ -157,11 +160,11 @@ int umm_receiver_connect(struct umm_receiver *receiver, int fd, uint64_t max_byt
 		return error;
 	channel->deadline_ns = umm_now_ns() + UMM_HANDSHAKE_MS * 1000000ull;
 	channel->protocol = (struct umm_protocol){
-		.side = UMM_SIDE_DESTINATION,
-		.connection = connection,
-		.phase = UMM_PHASE_HELLO,
-		.page_size = receiver->page_size,
-		.pages = receiver->pages,
+	        .side = UMM_SIDE_DESTINATION,
+	        .connection = connection,
+	        .phase = UMM_PHASE_HELLO,
+	        .page_size = receiver->page_size,
+	        .pages = receiver->pages,
 	};
 	error = welcome(receiver, channel, connection, max_bytes);
 	if (error) {
@@ -178,7 +181,7 @@ int umm_receiver_connect(struct umm_receiver *receiver, int fd, uint64_t max_byt
 }
 
 int umm_receiver_take_pages(struct umm_receiver *receiver, struct umm_channel *channel,
-	const struct umm_frame *frame, uint8_t *to, uint64_t *digests)
+        const struct umm_frame *frame, uint8_t *to, uint64_t *digests)
 {
 	uint64_t claimed[UMM_FRAME_MAX_DATA / 512]; /* no page is smaller than 512 bytes */
 	int error = umm_channel_read_checked(channel, frame, claimed);
@@ -187,8 +190,9 @@ int umm_receiver_take_pages(struct umm_receiver *receiver, struct umm_channel *c
 	for (uint32_t i = 0; !error && i < frame->count; i++) {
 		digests[i] = umm_page_digest(to + (uint64_t)i * receiver->page_size, receiver->page_size);
 		if (digests[i] != le64toh(claimed[i]))
-			error = umm_channel_fail(channel, -EBADMSG, "wrong checksum of page %llu from the source",
-				(unsigned long long)(frame->first + i));
+			error = umm_channel_fail(channel, -EBADMSG,
+			        "wrong checksum of page %llu from the source",
+			        (unsigned long long)(frame->first + i));
 	}
 	return error;
 }
@@ -211,7 +215,7 @@ static int precopy_pages(struct umm_receiver *receiver, const struct umm_frame *
 	if (frame->flags & UMM_FRAME_ZERO)
 		return precopy_zero(receiver, frame);
 	int error = umm_receiver_take_pages(receiver, &receiver->data, frame,
-		receiver->memory + frame->first * receiver->page_size, receiver->digests + frame->first);
+	        receiver->memory + frame->first * receiver->page_size, receiver->digests + frame->first);
 	if (error)
 		return error;
 	for (uint32_t i = 0; i < frame->count; i++)
@@ -226,15 +230,16 @@ static int take_switch(struct umm_receiver *receiver, const struct umm_frame *fr
 	if (error)
 		return error;
 	uint64_t missing = 0;
-	for (uint64_t page = 0; (page = umm_bitmap_next(receiver->missing, receiver->pages, page, true)) <
-		receiver->pages;
-		page++) {
+	for (uint64_t page = 0;
+	        (page = umm_bitmap_next(receiver->missing, receiver->pages, page, true)) < receiver->pages;
+	        page++) {
 		umm_receiver_set_state(receiver, page, UMM_PAGE_MISSING);
 		missing++;
 	}
 	if (missing != frame->first)
-		return umm_channel_fail(&receiver->data, -EPROTO, "the bitmap has %llu missing pages, not %llu",
-			(unsigned long long)missing, (unsigned long long)frame->first);
+		return umm_channel_fail(&receiver->data, -EPROTO,
+		        "the bitmap has %llu missing pages, not %llu", (unsigned long long)missing,
+		        (unsigned long long)frame->first);
 	receiver->stats.missing_pages = missing;
 	receiver->switch_came_at = umm_now_ns();
 	return 0;
@@ -248,7 +253,8 @@ static int precopy_frame(struct umm_receiver *receiver, const struct umm_frame *
 	case UMM_FRAME_ROUND:
 		if (frame->first != ++receiver->stats.rounds)
 			return umm_channel_fail(&receiver->data, -EPROTO, "round %llu after round %llu",
-				(unsigned long long)frame->first, (unsigned long long)receiver->stats.rounds - 1);
+			        (unsigned long long)frame->first,
+			        (unsigned long long)receiver->stats.rounds - 1);
 		return 0;
 	case UMM_FRAME_STATE:
 		receiver->state_len = frame->length;
@@ -283,7 +289,8 @@ int umm_receiver_precopy(struct umm_receiver *receiver, const char **state, uint
 
 int umm_receiver_alive(struct umm_receiver *receiver)
 {
-	return umm_channel_send(&receiver->data, &(struct umm_frame){.type = UMM_FRAME_ALIVE}, NULL, 0, NULL, 0);
+	return umm_channel_send(
+	        &receiver->data, &(struct umm_frame){.type = UMM_FRAME_ALIVE}, NULL, 0, NULL, 0);
 }
 
 void umm_receiver_abort(struct umm_receiver *receiver, const char *text)

@@ -17,24 +17,25 @@ struct umm_receiver_stats {
 	uint64_t pages_total, page_size;
 	uint64_t bytes_received;
 	uint64_t rounds;
-	uint64_t precopy_pages;  /* received in rounds with content, those received again included */
-	uint64_t zero_pages;     /* ranges that came as zeros, in pages, both phases */
-	uint64_t missing_pages;  /* at the switch */
-	uint64_t arrived_pages;  /* of the missing ones */
+	uint64_t precopy_pages; /* received in rounds with content, those received again included */
+	uint64_t zero_pages;    /* ranges that came as zeros, in pages, both phases */
+	uint64_t missing_pages; /* at the switch */
+	uint64_t arrived_pages; /* of the missing ones */
 	uint64_t urgent_pages, bulk_pages; /* of the arrived ones, by the connection that was first */
 	uint64_t duplicate_pages;
-	uint64_t lost_pages;     /* failed, because a connection was lost */
-	uint64_t requests;       /* frames sent */
+	uint64_t lost_pages; /* failed, because a connection was lost */
+	uint64_t requests;   /* frames sent */
 	uint64_t verified, mismatched;
-	uint64_t entered_ns;     /* monotonic: RUNNING was sent */
-	uint64_t switch_ns;      /* from SWITCH received to RUNNING sent */
-	uint64_t last_page_ns;   /* from RUNNING sent to the last page installed */
-	uint32_t phase;          /* enum umm_phase */
-	int32_t error;           /* of the receiving threads: -errno */
+	uint64_t entered_ns;   /* monotonic: RUNNING was sent */
+	uint64_t switch_ns;    /* from SWITCH received to RUNNING sent */
+	uint64_t last_page_ns; /* from RUNNING sent to the last page installed */
+	uint32_t phase;        /* enum umm_phase */
+	int32_t error;         /* of the receiving threads: -errno */
 };
 
 int umm_receiver_create(unsigned idle_ms, struct umm_receiver **ret);
-/* Ends the threads. The region, if there is one, must be closed before; without one the memory is unmapped. */
+/* Ends the threads. The region, if there is one, must be closed before; without one the memory is unmapped.
+ */
 void umm_receiver_destroy(struct umm_receiver *receiver);
 void umm_receiver_stop(struct umm_receiver *receiver);
 /* Take a connected stream socket over (in every case): the first one becomes DATA, the second URGENT. The
@@ -50,7 +51,7 @@ int umm_receiver_running(struct umm_receiver *receiver);
 int umm_receiver_await_complete(struct umm_receiver *receiver, unsigned timeout_ms);
 /* Send the result of the work, wait for the source's verdict. */
 int umm_receiver_finish(struct umm_receiver *receiver, const char *text, uint32_t len, const char **verdict,
-	uint32_t *verdict_len);
+        uint32_t *verdict_len);
 int umm_receiver_alive(struct umm_receiver *receiver);
 void umm_receiver_abort(struct umm_receiver *receiver, const char *text);
 uint64_t umm_receiver_address(struct umm_receiver *receiver);

@@ -26,10 +26,10 @@ struct umm_receiver {
 	unsigned idle_ms;
 	_Atomic int phase;
 
-	uint8_t *missing;  /* bitmap: of the switch */
-	uint8_t *arrived;  /* bitmap: here; set before the pager is told */
-	uint8_t *states;   /* enum umm_page_state */
-	uint64_t *digests; /* of the content that came last, computed here */
+	uint8_t *missing;    /* bitmap: of the switch */
+	uint8_t *arrived;    /* bitmap: here; set before the pager is told */
+	uint8_t *states;     /* enum umm_page_state */
+	uint64_t *digests;   /* of the content that came last, computed here */
 	uint8_t *buffers[2]; /* [enum umm_connection]: a frame's pages */
 
 	struct umm_region *region;
@@ -40,7 +40,8 @@ struct umm_receiver {
 	_Atomic uint64_t installed, zero_pages, urgent_pages, bulk_pages, duplicates, requests, lost;
 	_Atomic uint64_t last_page_at, last_sign_at;
 
-	/* Requests. request_lock is held for one non-blocking send; nothing that could fault runs under it. */
+	/* Requests. request_lock is held for one non-blocking send; nothing that could fault runs under it.
+	 */
 	pthread_mutex_t request_lock;
 	uint8_t tail[UMM_FRAME_HEADER]; /* of a request that the socket took only a part of */
 	unsigned tail_len;
@@ -61,7 +62,7 @@ struct umm_receiver {
 
 /* Receive the payload of a PAGES frame to `to`, check and keep the digests. */
 int umm_receiver_take_pages(struct umm_receiver *receiver, struct umm_channel *channel,
-	const struct umm_frame *frame, uint8_t *to, uint64_t *digests);
+        const struct umm_frame *frame, uint8_t *to, uint64_t *digests);
 void umm_receiver_store_init(struct umm_receiver *receiver);
 /* Send what queued up while the socket was full. */
 void umm_receiver_send_queued(struct umm_receiver *receiver);

@@ -47,23 +47,24 @@ static uint64_t claim(struct umm_receiver *receiver, uint64_t *first, uint64_t e
 
 /* Give pages to the region. data NULL: zeros, and digests NULL. */
 static int arrive(struct umm_receiver *receiver, struct umm_channel *channel, const struct umm_frame *frame,
-	const uint8_t *data, const uint64_t *digests)
+        const uint8_t *data, const uint64_t *digests)
 {
 	const uint64_t size = receiver->page_size, end = frame->first + frame->count;
 	const bool urgent = channel == &receiver->urgent;
 	uint64_t first = frame->first, run;
 	while ((run = claim(receiver, &first, end))) {
 		for (uint64_t page = first; page < first + run; page++) {
-			receiver->digests[page] = digests ? digests[page - frame->first] : receiver->zero_digest;
+			receiver->digests[page] =
+			        digests ? digests[page - frame->first] : receiver->zero_digest;
 			umm_receiver_set_state(receiver, page, urgent ? UMM_PAGE_URGENT : UMM_PAGE_BULK);
 		}
 		uint64_t installed;
 		int error = umm_region_deliver(receiver->region, first * size, run * size,
-			data ? data + (first - frame->first) * size : NULL, &installed);
+		        data ? data + (first - frame->first) * size : NULL, &installed);
 		if (error) {
 			(void)umm_region_fail(receiver->region, first * size, run * size, error);
 			return umm_channel_fail(channel, error, "cannot install page %llu: %s",
-				(unsigned long long)first, strerror(-error));
+			        (unsigned long long)first, strerror(-error));
 		}
 		atomic_fetch_add(urgent ? &receiver->urgent_pages : &receiver->bulk_pages, run);
 		if (!data)
@@ -77,7 +78,8 @@ static int arrive(struct umm_receiver *receiver, struct umm_channel *channel, co
 	return 0;
 }
 
-static int receive_pages(struct umm_receiver *receiver, struct umm_channel *channel, const struct umm_frame *frame)
+static int receive_pages(
+        struct umm_receiver *receiver, struct umm_channel *channel, const struct umm_frame *frame)
 {
 	if (frame->flags & UMM_FRAME_ZERO)
 		return arrive(receiver, channel, frame, NULL, NULL);
@@ -100,15 +102,16 @@ static void lose(struct umm_receiver *receiver, struct umm_channel *channel, int
 	}
 	/* Before the pages fail: a request from here on is answered by its return value. */
 	leave(receiver);
-	for (uint64_t page = 0;
-		(page = umm_bitmap_next(receiver->arrived, receiver->pages, page, false)) < receiver->pages;) {
+	for (uint64_t page = 0; (page = umm_bitmap_next(receiver->arrived, receiver->pages, page, false)) <
+	                        receiver->pages;) {
 		uint64_t run = claim(receiver, &page, receiver->pages);
 		if (!run)
 			break;
 		for (uint64_t i = page; i < page + run; i++)
 			umm_receiver_set_state(receiver, i, UMM_PAGE_LOST);
 		atomic_fetch_add(&receiver->lost, run);
-		(void)umm_region_fail(receiver->region, page * receiver->page_size, run * receiver->page_size, -EIO);
+		(void)umm_region_fail(
+		        receiver->region, page * receiver->page_size, run * receiver->page_size, -EIO);
 		page += run;
 	}
 	signal_change(receiver);
@@ -122,9 +125,9 @@ static void *urgent_main(void *context)
 	while (!error && !atomic_load(&receiver->leaving)) {
 		bool unsent = atomic_load(&receiver->any_unsent);
 		struct pollfd fds[3] = {
-			{.fd = channel->fd, .events = (short)(POLLIN | (unsent ? POLLOUT : 0))},
-			{.fd = receiver->stopfd, .events = POLLIN},
-			{.fd = receiver->wakefd, .events = POLLIN},
+		        {.fd = channel->fd, .events = (short)(POLLIN | (unsent ? POLLOUT : 0))},
+		        {.fd = receiver->stopfd, .events = POLLIN},
+		        {.fd = receiver->wakefd, .events = POLLIN},
 		};
 		bool ahead = channel->in_start < channel->in_end;
 		if (!ahead && poll(fds, 3, -1) < 0)
@@ -162,9 +165,9 @@ static int await_arrivals(struct umm_receiver *receiver)
 			return error;
 		if (umm_now_ns() > until)
 			return umm_channel_fail(&receiver->data, -EPROTO,
-				"the source says that every page was sent; %llu did not come",
-				(unsigned long long)(receiver->stats.missing_pages -
-					atomic_load(&receiver->installed)));
+			        "the source says that every page was sent; %llu did not come",
+			        (unsigned long long)(receiver->stats.missing_pages -
+			                             atomic_load(&receiver->installed)));
 		nanosleep(&step, NULL);
 	}
 	return 0;
@@ -181,7 +184,7 @@ static int complete(struct umm_receiver *receiver)
 	uint64_t counts[2] = {htole64(receiver->stats.verified), htole64(receiver->stats.mismatched)};
 	set_phase(receiver, UMM_PHASE_FINISH);
 	int error = umm_channel_send(&receiver->data, &(struct umm_frame){.type = UMM_FRAME_RESULT}, counts,
-		sizeof counts, NULL, 0);
+	        sizeof counts, NULL, 0);
 	pthread_mutex_lock(&receiver->lock);
 	receiver->complete = true;
 	pthread_cond_broadcast(&receiver->changed);
@@ -196,7 +199,7 @@ static int compare_digests(struct umm_receiver *receiver, const struct umm_frame
 	const uint64_t seen = receiver->stats.verified + receiver->stats.mismatched;
 	if (frame->first != seen)
 		return umm_channel_fail(&receiver->data, -EPROTO, "digests from page %llu instead of %llu",
-			(unsigned long long)frame->first, (unsigned long long)seen);
+		        (unsigned long long)frame->first, (unsigned long long)seen);
 	/* The stream is over: its buffer is free, and larger than these (UMM_FRAME_MAX_DATA). */
 	uint64_t *digests = (uint64_t *)receiver->buffers[UMM_CONNECTION_DATA];
 	int error = umm_channel_read_checked(&receiver->data, frame, digests);
@@ -228,7 +231,8 @@ static int data_frame(struct umm_receiver *receiver)
 	struct umm_frame frame;
 	int error = 0;
 	/* Once everything is here, the source has nothing to say until it is told the result. */
-	if (receiver->data.protocol.phase == UMM_PHASE_FINISH && umm_channel_wait(&receiver->data, -1, -1) < 0)
+	if (receiver->data.protocol.phase == UMM_PHASE_FINISH &&
+	        umm_channel_wait(&receiver->data, -1, -1) < 0)
 		return -ECANCELED;
 	error = umm_channel_receive(&receiver->data, &frame);
 	if (error)
@@ -308,7 +312,8 @@ int umm_receiver_enter(struct umm_receiver *receiver, struct umm_pager *pager, s
 	if (error)
 		return error;
 	/* A budget evicts clean pages and asks for them again, when the source may be gone. */
-	if (atomic_load(&receiver->phase) != UMM_PHASE_PRECOPY || !receiver->switch_came_at || stats.budget_bytes)
+	if (atomic_load(&receiver->phase) != UMM_PHASE_PRECOPY || !receiver->switch_came_at ||
+	        stats.budget_bytes)
 		return -EINVAL;
 	error = drop_missing(receiver);
 	if (error)
@@ -317,11 +322,11 @@ int umm_receiver_enter(struct umm_receiver *receiver, struct umm_pager *pager, s
 		receiver->arrived[i] = (uint8_t)~receiver->missing[i];
 	umm_receiver_store_init(receiver);
 	const struct umm_region_options options = {
-		.size = umm_receiver_size(receiver),
-		.unit = receiver->page_size,
-		.fork_policy = UMM_FORK_EXCLUDE,
-		.address = umm_receiver_address(receiver),
-		.present = receiver->arrived,
+	        .size = umm_receiver_size(receiver),
+	        .unit = receiver->page_size,
+	        .fork_policy = UMM_FORK_EXCLUDE,
+	        .address = umm_receiver_address(receiver),
+	        .present = receiver->arrived,
 	};
 	error = umm_region_create(pager, &receiver->store.store, &options, &receiver->region);
 	if (error)
@@ -345,7 +350,8 @@ int umm_receiver_running(struct umm_receiver *receiver)
 	if (atomic_load(&receiver->phase) != UMM_PHASE_POSTCOPY)
 		return -EINVAL;
 	receiver->running_at = umm_now_ns();
-	return umm_channel_send(&receiver->data, &(struct umm_frame){.type = UMM_FRAME_RUNNING}, NULL, 0, NULL, 0);
+	return umm_channel_send(
+	        &receiver->data, &(struct umm_frame){.type = UMM_FRAME_RUNNING}, NULL, 0, NULL, 0);
 }
 
 static struct timespec in_ns(uint64_t ns)
@@ -368,20 +374,22 @@ int umm_receiver_await_complete(struct umm_receiver *receiver, unsigned timeout_
 }
 
 int umm_receiver_finish(struct umm_receiver *receiver, const char *text, uint32_t len, const char **verdict,
-	uint32_t *verdict_len)
+        uint32_t *verdict_len)
 {
 	if (atomic_load(&receiver->phase) != UMM_PHASE_FINISH || len > UMM_FRAME_MAX_TEXT)
 		return -EINVAL;
-	int error = umm_channel_send(&receiver->data, &(struct umm_frame){.type = UMM_FRAME_FINISH}, text, len, NULL, 0);
+	int error = umm_channel_send(
+	        &receiver->data, &(struct umm_frame){.type = UMM_FRAME_FINISH}, text, len, NULL, 0);
 	atomic_store(&receiver->last_sign_at, umm_now_ns());
 	pthread_mutex_lock(&receiver->lock);
 	while (!error && !receiver->verdict_came && !(error = atomic_load(&receiver->error))) {
 		struct timespec until = in_ns(100000000);
 		(void)pthread_cond_timedwait(&receiver->changed, &receiver->lock, &until);
 		if (umm_now_ns() - atomic_load(&receiver->last_sign_at) > receiver->idle_ms * 1000000ull &&
-			!receiver->verdict_came)
+		        !receiver->verdict_came)
 			error = umm_channel_fail(&receiver->data, -ETIMEDOUT,
-				"no verdict and no sign of life from the source for %u ms", receiver->idle_ms);
+			        "no verdict and no sign of life from the source for %u ms",
+			        receiver->idle_ms);
 	}
 	if (receiver->verdict_came)
 		error = 0;

@@ -20,10 +20,10 @@ static void queue_request(struct umm_receiver *receiver, uint64_t first, uint64_
 static bool send_request(struct umm_receiver *receiver, uint64_t first, uint32_t count)
 {
 	struct umm_frame frame = {
-		.type = UMM_FRAME_REQUEST,
-		.first = first,
-		.count = count,
-		.payload_check = umm_frame_payload_check(NULL, 0),
+	        .type = UMM_FRAME_REQUEST,
+	        .first = first,
+	        .count = count,
+	        .payload_check = umm_frame_payload_check(NULL, 0),
 	};
 	uint8_t bytes[UMM_FRAME_HEADER];
 	umm_frame_encode(&frame, bytes);
@@ -45,7 +45,8 @@ static int store_request(struct umm_store *store, struct umm_region *region, uin
 {
 	(void)region;
 	struct umm_receiver *receiver = ((struct umm_receiver_store *)store)->receiver;
-	uint64_t first = offset / receiver->page_size, count = (len + receiver->page_size - 1) / receiver->page_size;
+	uint64_t first = offset / receiver->page_size,
+	         count = (len + receiver->page_size - 1) / receiver->page_size;
 	if (atomic_load(&receiver->leaving))
 		return -EIO;
 	pthread_mutex_lock(&receiver->request_lock);
@@ -66,7 +67,8 @@ void umm_receiver_send_queued(struct umm_receiver *receiver)
 {
 	pthread_mutex_lock(&receiver->request_lock);
 	while (receiver->tail_len) {
-		ssize_t sent = send(receiver->urgent.fd, receiver->tail, receiver->tail_len, MSG_NOSIGNAL | MSG_DONTWAIT);
+		ssize_t sent = send(
+		        receiver->urgent.fd, receiver->tail, receiver->tail_len, MSG_NOSIGNAL | MSG_DONTWAIT);
 		if (sent <= 0)
 			break;
 		receiver->tail_len -= (unsigned)sent;
@@ -74,7 +76,7 @@ void umm_receiver_send_queued(struct umm_receiver *receiver)
 	}
 	uint64_t page = 0;
 	while (!receiver->tail_len &&
-		(page = umm_bitmap_next(receiver->unsent, receiver->pages, page, true)) < receiver->pages) {
+	        (page = umm_bitmap_next(receiver->unsent, receiver->pages, page, true)) < receiver->pages) {
 		umm_bitmap_clear(receiver->unsent, page);
 		if (!send_request(receiver, page, 1)) {
 			(void)umm_bitmap_test_and_set(receiver->unsent, page);
@@ -100,15 +102,15 @@ static void store_destroy(struct umm_store *store)
 }
 
 static const struct umm_store_ops store_ops = {
-	.name = "postcopy",
-	.request = store_request,
-	.after_fork = store_after_fork,
-	.destroy = store_destroy,
+        .name = "postcopy",
+        .request = store_request,
+        .after_fork = store_after_fork,
+        .destroy = store_destroy,
 };
 
 void umm_receiver_store_init(struct umm_receiver *receiver)
 {
 	receiver->store.receiver = receiver;
-	umm_store_init(&receiver->store.store, &store_ops, UMM_STORE_PRIVATE,
-		receiver->pages * receiver->page_size);
+	umm_store_init(
+	        &receiver->store.store, &store_ops, UMM_STORE_PRIVATE, receiver->pages * receiver->page_size);
 }

@@ -22,7 +22,8 @@ bool umm_page_is_zero(const void *page, uint32_t page_size)
 static int outbox_init(struct umm_outbox *out, struct umm_channel *channel, uint32_t page_size)
 {
 	/* one frame of the largest size always fits behind what does not yet need a flush */
-	out->room = OUTBOX_FLUSH + UMM_FRAME_HEADER + (uint64_t)umm_frame_max_pages(page_size) * (8 + page_size);
+	out->room =
+	        OUTBOX_FLUSH + UMM_FRAME_HEADER + (uint64_t)umm_frame_max_pages(page_size) * (8 + page_size);
 	out->channel = channel;
 	out->bytes = malloc(out->room);
 	return out->bytes ? 0 : -ENOMEM;
@@ -44,11 +45,11 @@ static int add_zero_run(struct umm_outbox *out, uint64_t first, uint64_t count)
 {
 	while (count) {
 		struct umm_frame frame = {
-			.type = UMM_FRAME_PAGES,
-			.flags = UMM_FRAME_ZERO,
-			.first = first,
-			.count = count < UINT32_MAX ? (uint32_t)count : UINT32_MAX,
-			.payload_check = umm_frame_payload_check(NULL, 0),
+		        .type = UMM_FRAME_PAGES,
+		        .flags = UMM_FRAME_ZERO,
+		        .first = first,
+		        .count = count < UINT32_MAX ? (uint32_t)count : UINT32_MAX,
+		        .payload_check = umm_frame_payload_check(NULL, 0),
 		};
 		int error = outbox_make_room(out, UMM_FRAME_HEADER);
 		if (error)
@@ -75,11 +76,11 @@ static int add_data_run(struct umm_sender *sender, struct umm_outbox *out, uint6
 		memcpy(digests + (uint64_t)i * 8, &digest, sizeof digest);
 	}
 	struct umm_frame frame = {
-		.type = UMM_FRAME_PAGES,
-		.first = first,
-		.count = count,
-		.length = (uint32_t)(count * (8 + size)),
-		.payload_check = umm_frame_payload_check(digests, count * 8),
+	        .type = UMM_FRAME_PAGES,
+	        .first = first,
+	        .count = count,
+	        .length = (uint32_t)(count * (8 + size)),
+	        .payload_check = umm_frame_payload_check(digests, count * 8),
 	};
 	umm_frame_encode(&frame, header);
 	out->used += UMM_FRAME_HEADER + frame.length;
@@ -93,12 +94,13 @@ int umm_sender_add_pages(struct umm_sender *sender, struct umm_outbox *out, uint
 		bool zero = umm_page_is_zero(sender->memory + first * sender->page_size, sender->page_size);
 		uint64_t most = zero ? end - first : sender->max_pages, run = 1;
 		while (run < most && first + run < end &&
-			umm_page_is_zero(sender->memory + (first + run) * sender->page_size,
-				sender->page_size) == zero)
+		        umm_page_is_zero(sender->memory + (first + run) * sender->page_size,
+		                sender->page_size) == zero)
 			run++;
 		/* In a round, a page that is written between this look and the copy is protected, so the
 		 * next scan reports it: whatever is sent for it now is replaced. */
-		int error = zero ? add_zero_run(out, first, run) : add_data_run(sender, out, first, (uint32_t)run);
+		int error = zero ? add_zero_run(out, first, run)
+		                 : add_data_run(sender, out, first, (uint32_t)run);
 		if (error)
 			return error;
 		first += run;
@@ -123,7 +125,7 @@ int umm_sender_create(uint64_t address, uint64_t size, unsigned idle_ms, struct 
 {
 	const uint64_t page_size = (uint64_t)sysconf(_SC_PAGESIZE);
 	if (!address || !size || address % page_size || size % page_size || !idle_ms ||
-		size / page_size > UMM_PROTOCOL_MAX_PAGES)
+	        size / page_size > UMM_PROTOCOL_MAX_PAGES)
 		return -EINVAL;
 	struct umm_sender *sender = calloc(1, sizeof *sender);
 	if (!sender)
@@ -200,20 +202,20 @@ static int handshake(struct umm_sender *sender, struct umm_channel *channel, int
 	if (error)
 		return error;
 	if (le32toh(hello.connection) != (uint32_t)connection ||
-		(connection == UMM_CONNECTION_URGENT && le64toh(hello.session) != sender->session))
+	        (connection == UMM_CONNECTION_URGENT && le64toh(hello.session) != sender->session))
 		return umm_channel_fail(channel, -EPROTO, "a connection of another migration");
 	if (le32toh(hello.page_size) != sender->page_size)
 		return umm_channel_fail(channel, -EPROTO,
-			"pages of %u bytes here and of %u bytes at the destination: both hosts need the same",
-			sender->page_size, le32toh(hello.page_size));
+		        "pages of %u bytes here and of %u bytes at the destination: both hosts need the same",
+		        sender->page_size, le32toh(hello.page_size));
 	struct umm_welcome welcome = {
-		.session = htole64(sender->session),
-		.pages = htole64(sender->pages),
-		.page_size = htole32(sender->page_size),
-		.idle_ms = htole32(sender->idle_ms),
+	        .session = htole64(sender->session),
+	        .pages = htole64(sender->pages),
+	        .page_size = htole32(sender->page_size),
+	        .idle_ms = htole32(sender->idle_ms),
 	};
-	return umm_channel_send(channel, &(struct umm_frame){.type = UMM_FRAME_WELCOME}, &welcome,
-		sizeof welcome, NULL, 0);
+	return umm_channel_send(
+	        channel, &(struct umm_frame){.type = UMM_FRAME_WELCOME}, &welcome, sizeof welcome, NULL, 0);
 }
 
 int umm_sender_accept(struct umm_sender *sender, int fd)
@@ -229,11 +231,11 @@ int umm_sender_accept(struct umm_sender *sender, int fd)
 		return error;
 	channel->deadline_ns = umm_now_ns() + UMM_HANDSHAKE_MS * 1000000ull;
 	channel->protocol = (struct umm_protocol){
-		.side = UMM_SIDE_SOURCE,
-		.connection = connection,
-		.phase = UMM_PHASE_HELLO,
-		.page_size = sender->page_size,
-		.pages = sender->pages,
+	        .side = UMM_SIDE_SOURCE,
+	        .connection = connection,
+	        .phase = UMM_PHASE_HELLO,
+	        .page_size = sender->page_size,
+	        .pages = sender->pages,
 	};
 	error = handshake(sender, channel, connection);
 	if (error) {
@@ -268,7 +270,8 @@ static int heed_peer(struct umm_sender *sender)
 		return ready;
 	struct umm_frame frame;
 	int error = umm_channel_receive(&sender->data, &frame);
-	return error ? error : umm_channel_fail(&sender->data, -EPROTO, "the destination spoke before the switch");
+	return error ? error
+	             : umm_channel_fail(&sender->data, -EPROTO, "the destination spoke before the switch");
 }
 
 void umm_sender_last_words(struct umm_sender *sender)
@@ -292,7 +295,8 @@ int umm_sender_round(struct umm_sender *sender)
 	if (!error) {
 		sender->stats.rounds++;
 		error = umm_channel_send(&sender->data,
-			&(struct umm_frame){.type = UMM_FRAME_ROUND, .first = sender->stats.rounds}, NULL, 0, NULL, 0);
+		        &(struct umm_frame){.type = UMM_FRAME_ROUND, .first = sender->stats.rounds}, NULL, 0,
+		        NULL, 0);
 	}
 	if (error == -ECONNRESET)
 		umm_sender_last_words(sender);
@@ -333,14 +337,15 @@ int umm_sender_switch(struct umm_sender *sender, uint64_t stopped_ns, const char
 	if (!error)
 		error = umm_tracker_scan(&sender->tracker, 0, mark_missing, sender);
 	if (!error)
-		error = umm_channel_send(&sender->data, &(struct umm_frame){.type = UMM_FRAME_STATE}, state, len, NULL, 0);
+		error = umm_channel_send(
+		        &sender->data, &(struct umm_frame){.type = UMM_FRAME_STATE}, state, len, NULL, 0);
 	if (!error) {
 		/* RUNNING may be there before send returns. */
 		umm_sender_set_phase(sender, UMM_PHASE_POSTCOPY);
 		sender->urgent.protocol.phase = UMM_PHASE_POSTCOPY;
 		error = umm_channel_send(&sender->data,
-			&(struct umm_frame){.type = UMM_FRAME_SWITCH, .first = sender->missing_pages},
-			sender->missing, (uint32_t)umm_bitmap_bytes(sender->pages), NULL, 0);
+		        &(struct umm_frame){.type = UMM_FRAME_SWITCH, .first = sender->missing_pages},
+		        sender->missing, (uint32_t)umm_bitmap_bytes(sender->pages), NULL, 0);
 	}
 	sender->stats.stop_ns = umm_now_ns() - stopped_ns;
 	return umm_sender_failed(sender, &sender->data, error);

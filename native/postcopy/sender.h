@@ -16,17 +16,17 @@ struct umm_sender_stats {
 	uint64_t pages_total, page_size;
 	uint64_t bytes_sent; /* on both connections, frames included */
 	uint64_t rounds;
-	uint64_t precopy_pages;  /* sent in rounds, pages sent again included */
-	uint64_t zero_pages;     /* of the frozen content; 0 before serve ended */
-	uint64_t missing_pages;  /* at the switch */
+	uint64_t precopy_pages;            /* sent in rounds, pages sent again included */
+	uint64_t zero_pages;               /* of the frozen content; 0 before serve ended */
+	uint64_t missing_pages;            /* at the switch */
 	uint64_t bulk_pages, urgent_pages; /* sent after the switch */
-	uint64_t requests;       /* frames of the destination */
-	uint64_t round_pages, round_ns; /* of the last round */
-	uint64_t stop_ns;        /* from the caller's stop of the work to SWITCH sent */
-	uint64_t downtime_ns;    /* from the caller's stop of the work to the arrival of RUNNING */
-	uint64_t verified, mismatched; /* what the destination counted */
-	uint32_t phase;          /* enum umm_phase */
-	uint32_t connected;      /* connections accepted */
+	uint64_t requests;                 /* frames of the destination */
+	uint64_t round_pages, round_ns;    /* of the last round */
+	uint64_t stop_ns;                  /* from the caller's stop of the work to SWITCH sent */
+	uint64_t downtime_ns;              /* from the caller's stop of the work to the arrival of RUNNING */
+	uint64_t verified, mismatched;     /* what the destination counted */
+	uint32_t phase;                    /* enum umm_phase */
+	uint32_t connected;                /* connections accepted */
 };
 
 /* `size` bytes of private anonymous memory at `address`, page aligned. -EOPNOTSUPP: see tracker.h. */
@@ -40,7 +40,8 @@ int umm_sender_accept(struct umm_sender *sender, int fd);
 int umm_sender_round(struct umm_sender *sender);
 /* Pages that a round would send now. */
 int umm_sender_dirty(struct umm_sender *sender, uint64_t *ret);
-/* Hand over: the work stopped at `stopped_ns` (monotonic clock). Sends `state` and the missing pages' bitmap. */
+/* Hand over: the work stopped at `stopped_ns` (monotonic clock). Sends `state` and the missing pages' bitmap.
+ */
 int umm_sender_switch(struct umm_sender *sender, uint64_t stopped_ns, const char *state, uint32_t len);
 /* Serve requests and the background stream, then send the digests; returns when RESULT came. Gives
  * background pages at most `bulk_bytes_per_s` (0: no limit). */

@@ -27,9 +27,9 @@ struct umm_sender {
 	int stopfd, wakefd; /* eventfds: end every wait; look at urgent_done */
 	_Atomic bool urgent_done;
 	unsigned idle_ms;
-	uint8_t *missing;  /* bitmap: of the switch; does not change afterwards */
-	uint8_t *served;   /* bitmap: sent after the switch, on either connection */
-	uint8_t *states;   /* enum umm_page_state */
+	uint8_t *missing;      /* bitmap: of the switch; does not change afterwards */
+	uint8_t *served;       /* bitmap: sent after the switch, on either connection */
+	uint8_t *states;       /* enum umm_page_state */
 	_Atomic uint64_t hint; /* the page after the last one that was asked for */
 	_Atomic uint64_t requests, bulk_pages, urgent_pages;
 	_Atomic int urgent_error;

@@ -90,8 +90,9 @@ static int await_frame(struct umm_sender *sender, int type, struct umm_frame *fr
 		if (frame->type == type)
 			return 0;
 		if (frame->type != UMM_FRAME_ALIVE)
-			return umm_channel_fail(&sender->data, -EPROTO, "%s instead of %s from the destination",
-				umm_frame_name(frame->type), umm_frame_name(type));
+			return umm_channel_fail(&sender->data, -EPROTO,
+			        "%s instead of %s from the destination", umm_frame_name(frame->type),
+			        umm_frame_name(type));
 	}
 }
 
@@ -115,8 +116,8 @@ static uint64_t next_run(struct umm_sender *sender, uint64_t *cursor, uint64_t m
 		while ((page = umm_bitmap_next(sender->missing, sender->pages, page, true)) < sender->pages) {
 			uint64_t run = 0;
 			while (run < most && page + run < sender->pages &&
-				umm_bitmap_test(sender->missing, page + run) &&
-				!umm_bitmap_test_and_set(sender->served, page + run)) {
+			        umm_bitmap_test(sender->missing, page + run) &&
+			        !umm_bitmap_test_and_set(sender->served, page + run)) {
 				umm_sender_set_state(sender, page + run, UMM_PAGE_BULK);
 				run++;
 			}
@@ -156,20 +157,21 @@ static int stream(struct umm_sender *sender, uint64_t bytes_per_s)
 			error = umm_outbox_flush(&sender->bulk_out);
 		uint64_t sent = atomic_fetch_add(&sender->bulk_pages, run) + run;
 		while (!error && bytes_per_s &&
-			(double)sent * sender->page_size / (double)bytes_per_s > (double)(umm_now_ns() - start) / 1e9) {
+		        (double)sent * sender->page_size / (double)bytes_per_s >
+		                (double)(umm_now_ns() - start) / 1e9) {
 			struct umm_frame frame;
 			int came;
 			error = next_frame(sender, 1, &frame, &came);
 			if (!error && came)
 				error = umm_channel_fail(&sender->data, -EPROTO, "%s during the stream",
-					umm_frame_name(frame.type));
+				        umm_frame_name(frame.type));
 		}
 		if (!error)
 			error = atomic_load(&sender->urgent_error);
 	}
 	return error ? error
-		     : umm_channel_send(&sender->data, &(struct umm_frame){.type = UMM_FRAME_STREAMED}, NULL, 0,
-			       NULL, 0);
+	             : umm_channel_send(&sender->data, &(struct umm_frame){.type = UMM_FRAME_STREAMED}, NULL,
+	                       0, NULL, 0);
 }
 
 /* All of the frozen content is read once more: a write that the tracker had missed would show here as a
@@ -186,12 +188,14 @@ static int send_digests(struct umm_sender *sender)
 		for (uint64_t i = 0; i < count; i++) {
 			const uint8_t *page = sender->memory + (first + i) * sender->page_size;
 			bool zero = umm_page_is_zero(page, sender->page_size);
-			digests[i] = htole64(zero ? sender->zero_digest : umm_page_digest(page, sender->page_size));
+			digests[i] = htole64(
+			        zero ? sender->zero_digest : umm_page_digest(page, sender->page_size));
 			zeros += zero;
 		}
 		error = umm_channel_send(&sender->data,
-			&(struct umm_frame){.type = UMM_FRAME_DIGESTS, .first = first, .count = (uint32_t)count},
-			digests, (uint32_t)(count * 8), NULL, 0);
+		        &(struct umm_frame){
+		                .type = UMM_FRAME_DIGESTS, .first = first, .count = (uint32_t)count},
+		        digests, (uint32_t)(count * 8), NULL, 0);
 	}
 	free(digests);
 	sender->stats.zero_pages = zeros;
@@ -210,7 +214,8 @@ static int await_result(struct umm_sender *sender)
 	sender->stats.verified = le64toh(counts[0]);
 	sender->stats.mismatched = le64toh(counts[1]);
 	if (sender->stats.verified + sender->stats.mismatched != sender->pages)
-		return umm_channel_fail(&sender->data, -EPROTO, "the destination verified another number of pages");
+		return umm_channel_fail(
+		        &sender->data, -EPROTO, "the destination verified another number of pages");
 	return 0;
 }
 
@@ -240,7 +245,7 @@ int umm_sender_serve(struct umm_sender *sender, uint64_t bulk_bytes_per_s)
 	if (!error)
 		umm_sender_set_phase(sender, UMM_PHASE_FINISH);
 	return urgent_error && error == urgent_error ? umm_sender_failed(sender, &sender->urgent, error)
-						     : umm_sender_failed(sender, &sender->data, error);
+	                                             : umm_sender_failed(sender, &sender->data, error);
 }
 
 int umm_sender_await_finish(struct umm_sender *sender, const char **text, uint32_t *len)
@@ -262,14 +267,16 @@ int umm_sender_await_finish(struct umm_sender *sender, const char **text, uint32
 int umm_sender_alive(struct umm_sender *sender)
 {
 	return umm_sender_failed(sender, &sender->data,
-		umm_channel_send(&sender->data, &(struct umm_frame){.type = UMM_FRAME_ALIVE}, NULL, 0, NULL, 0));
+	        umm_channel_send(
+	                &sender->data, &(struct umm_frame){.type = UMM_FRAME_ALIVE}, NULL, 0, NULL, 0));
 }
 
 int umm_sender_verdict(struct umm_sender *sender, const char *text, uint32_t len)
 {
 	if (atomic_load(&sender->phase) != UMM_PHASE_FINISH || len > UMM_FRAME_MAX_TEXT)
 		return -EINVAL;
-	int error = umm_channel_send(&sender->data, &(struct umm_frame){.type = UMM_FRAME_VERDICT}, text, len, NULL, 0);
+	int error = umm_channel_send(
+	        &sender->data, &(struct umm_frame){.type = UMM_FRAME_VERDICT}, text, len, NULL, 0);
 	if (!error)
 		umm_sender_set_phase(sender, UMM_PHASE_DONE);
 	return umm_sender_failed(sender, &sender->data, error);

@@ -11,14 +11,14 @@ enum { SCAN_REGIONS = 512 };
 int umm_tracker_init(struct umm_tracker *tracker, uint64_t address, uint64_t size)
 {
 	*tracker = (struct umm_tracker){
-		.uffd = -1,
-		.pagemap = -1,
-		.address = address,
-		.size = size,
-		.page_size = (uint64_t)sysconf(_SC_PAGESIZE),
+	        .uffd = -1,
+	        .pagemap = -1,
+	        .address = address,
+	        .size = size,
+	        .page_size = (uint64_t)sysconf(_SC_PAGESIZE),
 	};
 	const uint64_t wanted = UMM_UFFD_FEATURE_WP_ASYNC | UMM_UFFD_FEATURE_WP_UNPOPULATED |
-		UMM_UFFD_FEATURE_PAGEFAULT_FLAG_WP;
+	                        UMM_UFFD_FEATURE_PAGEFAULT_FLAG_WP;
 	uint64_t features;
 	int error = umm_uffd_probe_features(UMM_UFFD_SOURCE_ANY, &features);
 	if (error)
@@ -58,15 +58,15 @@ int umm_tracker_scan(struct umm_tracker *tracker, int protect, umm_tracker_range
 	const uint64_t end = tracker->address + tracker->size;
 	for (uint64_t at = tracker->address; at < end;) {
 		struct umm_pagemap_scan scan = {
-			.flags = protect ? UMM_PAGEMAP_SCAN_WP_MATCHING | UMM_PAGEMAP_SCAN_CHECK_WPASYNC : 0,
-			.start = at,
-			.end = end,
-			.vec = (uint64_t)(uintptr_t)regions,
-			.vec_len = SCAN_REGIONS,
-			.category_mask = UMM_PAGE_IS_WRITTEN,
-			/* Not the missing ones: protecting them would plant markers. */
-			.category_anyof_mask = UMM_PAGE_IS_PRESENT | UMM_PAGE_IS_SWAPPED,
-			.return_mask = UMM_PAGE_IS_WRITTEN,
+		        .flags = protect ? UMM_PAGEMAP_SCAN_WP_MATCHING | UMM_PAGEMAP_SCAN_CHECK_WPASYNC : 0,
+		        .start = at,
+		        .end = end,
+		        .vec = (uint64_t)(uintptr_t)regions,
+		        .vec_len = SCAN_REGIONS,
+		        .category_mask = UMM_PAGE_IS_WRITTEN,
+		        /* Not the missing ones: protecting them would plant markers. */
+		        .category_anyof_mask = UMM_PAGE_IS_PRESENT | UMM_PAGE_IS_SWAPPED,
+		        .return_mask = UMM_PAGE_IS_WRITTEN,
 		};
 		int found = umm_pagemap_scan(tracker->pagemap, &scan);
 		if (found == -EINTR)
@@ -75,7 +75,7 @@ int umm_tracker_scan(struct umm_tracker *tracker, int protect, umm_tracker_range
 			return found == -ENOTTY ? -EOPNOTSUPP : found;
 		for (int i = 0; i < found; i++) {
 			int error = range(context, (regions[i].start - tracker->address) / tracker->page_size,
-				(regions[i].end - regions[i].start) / tracker->page_size);
+			        (regions[i].end - regions[i].start) / tracker->page_size);
 			if (error)
 				return error;
 		}

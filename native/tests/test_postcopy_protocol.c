@@ -18,28 +18,29 @@
 enum { PAGE = 4096, PAGES = 1000 };
 
 static const struct umm_protocol destination = {
-	.side = UMM_SIDE_DESTINATION,
-	.connection = UMM_CONNECTION_DATA,
-	.phase = UMM_PHASE_PRECOPY,
-	.page_size = PAGE,
-	.pages = PAGES,
+        .side = UMM_SIDE_DESTINATION,
+        .connection = UMM_CONNECTION_DATA,
+        .phase = UMM_PHASE_PRECOPY,
+        .page_size = PAGE,
+        .pages = PAGES,
 };
 
 static void test_round_trip(void)
 {
 	const struct umm_frame frame = {
-		.type = UMM_FRAME_PAGES,
-		.flags = UMM_FRAME_ZERO,
-		.first = 0x123456789abcdef0,
-		.count = 0x89abcdef,
-		.length = 0x76543210,
-		.payload_check = 0xdeadbeef,
+	        .type = UMM_FRAME_PAGES,
+	        .flags = UMM_FRAME_ZERO,
+	        .first = 0x123456789abcdef0,
+	        .count = 0x89abcdef,
+	        .length = 0x76543210,
+	        .payload_check = 0xdeadbeef,
 	};
 	uint8_t bytes[UMM_FRAME_HEADER];
 	umm_frame_encode(&frame, bytes);
 	/* little-endian on every machine */
 	CHECK(bytes[0] == 'U' && bytes[1] == 'M' && bytes[2] == 'P' && bytes[3] == 'C');
-	CHECK(bytes[4] == UMM_FRAME_VERSION && bytes[5] == UMM_FRAME_PAGES && bytes[8] == 0xf0 && bytes[15] == 0x12);
+	CHECK(bytes[4] == UMM_FRAME_VERSION && bytes[5] == UMM_FRAME_PAGES && bytes[8] == 0xf0 &&
+	        bytes[15] == 0x12);
 	struct umm_frame back;
 	CHECK(umm_frame_decode(bytes, &back) == 0);
 	CHECK(back.type == frame.type && back.flags == frame.flags && back.first == frame.first);
@@ -60,7 +61,8 @@ static int check(struct umm_protocol protocol, int phase, struct umm_frame frame
 
 static void test_ranges_and_lengths(void)
 {
-	struct umm_frame pages = {.type = UMM_FRAME_PAGES, .first = 990, .count = 10, .length = 10 * (PAGE + 8)};
+	struct umm_frame pages = {
+	        .type = UMM_FRAME_PAGES, .first = 990, .count = 10, .length = 10 * (PAGE + 8)};
 	CHECK(check(destination, UMM_PHASE_PRECOPY, pages) == 0);
 	pages.first = 991;
 	CHECK(check(destination, UMM_PHASE_PRECOPY, pages) == -EPROTO);
@@ -100,31 +102,32 @@ static void test_phases(void)
 		unsigned phases;
 		uint32_t count, length;
 	} legal[] = {
-		{UMM_FRAME_HELLO, UMM_SIDE_SOURCE, 0, 1 << UMM_PHASE_HELLO, 0, 16},
-		{UMM_FRAME_HELLO, UMM_SIDE_SOURCE, 1, 1 << UMM_PHASE_HELLO, 0, 16},
-		{UMM_FRAME_WELCOME, UMM_SIDE_DESTINATION, 0, 1 << UMM_PHASE_HELLO, 0, 24},
-		{UMM_FRAME_WELCOME, UMM_SIDE_DESTINATION, 1, 1 << UMM_PHASE_HELLO, 0, 24},
-		{UMM_FRAME_PAGES, UMM_SIDE_DESTINATION, 0, 1 << UMM_PHASE_PRECOPY | 1 << UMM_PHASE_POSTCOPY, 1,
-			PAGE + 8},
-		{UMM_FRAME_PAGES, UMM_SIDE_DESTINATION, 1,
-			1 << UMM_PHASE_POSTCOPY | 1 << UMM_PHASE_VERIFY | 1 << UMM_PHASE_FINISH, 1, PAGE + 8},
-		{UMM_FRAME_ROUND, UMM_SIDE_DESTINATION, 0, 1 << UMM_PHASE_PRECOPY, 0, 0},
-		{UMM_FRAME_STATE, UMM_SIDE_DESTINATION, 0, 1 << UMM_PHASE_PRECOPY, 0, 10},
-		{UMM_FRAME_SWITCH, UMM_SIDE_DESTINATION, 0, 1 << UMM_PHASE_PRECOPY, 0, PAGES / 8},
-		{UMM_FRAME_RUNNING, UMM_SIDE_SOURCE, 0, 1 << UMM_PHASE_POSTCOPY, 0, 0},
-		{UMM_FRAME_REQUEST, UMM_SIDE_SOURCE, 1,
-			1 << UMM_PHASE_POSTCOPY | 1 << UMM_PHASE_VERIFY | 1 << UMM_PHASE_FINISH, 1, 0},
-		{UMM_FRAME_STREAMED, UMM_SIDE_DESTINATION, 0, 1 << UMM_PHASE_POSTCOPY, 0, 0},
-		{UMM_FRAME_DIGESTS, UMM_SIDE_DESTINATION, 0, 1 << UMM_PHASE_VERIFY, 1, 8},
-		{UMM_FRAME_RESULT, UMM_SIDE_SOURCE, 0, 1 << UMM_PHASE_VERIFY, 0, 16},
-		{UMM_FRAME_FINISH, UMM_SIDE_SOURCE, 0, 1 << UMM_PHASE_FINISH, 0, 10},
-		{UMM_FRAME_VERDICT, UMM_SIDE_DESTINATION, 0, 1 << UMM_PHASE_FINISH, 0, 10},
+	        {UMM_FRAME_HELLO, UMM_SIDE_SOURCE, 0, 1 << UMM_PHASE_HELLO, 0, 16},
+	        {UMM_FRAME_HELLO, UMM_SIDE_SOURCE, 1, 1 << UMM_PHASE_HELLO, 0, 16},
+	        {UMM_FRAME_WELCOME, UMM_SIDE_DESTINATION, 0, 1 << UMM_PHASE_HELLO, 0, 24},
+	        {UMM_FRAME_WELCOME, UMM_SIDE_DESTINATION, 1, 1 << UMM_PHASE_HELLO, 0, 24},
+	        {UMM_FRAME_PAGES, UMM_SIDE_DESTINATION, 0, 1 << UMM_PHASE_PRECOPY | 1 << UMM_PHASE_POSTCOPY,
+	                1, PAGE + 8},
+	        {UMM_FRAME_PAGES, UMM_SIDE_DESTINATION, 1,
+	                1 << UMM_PHASE_POSTCOPY | 1 << UMM_PHASE_VERIFY | 1 << UMM_PHASE_FINISH, 1, PAGE + 8},
+	        {UMM_FRAME_ROUND, UMM_SIDE_DESTINATION, 0, 1 << UMM_PHASE_PRECOPY, 0, 0},
+	        {UMM_FRAME_STATE, UMM_SIDE_DESTINATION, 0, 1 << UMM_PHASE_PRECOPY, 0, 10},
+	        {UMM_FRAME_SWITCH, UMM_SIDE_DESTINATION, 0, 1 << UMM_PHASE_PRECOPY, 0, PAGES / 8},
+	        {UMM_FRAME_RUNNING, UMM_SIDE_SOURCE, 0, 1 << UMM_PHASE_POSTCOPY, 0, 0},
+	        {UMM_FRAME_REQUEST, UMM_SIDE_SOURCE, 1,
+	                1 << UMM_PHASE_POSTCOPY | 1 << UMM_PHASE_VERIFY | 1 << UMM_PHASE_FINISH, 1, 0},
+	        {UMM_FRAME_STREAMED, UMM_SIDE_DESTINATION, 0, 1 << UMM_PHASE_POSTCOPY, 0, 0},
+	        {UMM_FRAME_DIGESTS, UMM_SIDE_DESTINATION, 0, 1 << UMM_PHASE_VERIFY, 1, 8},
+	        {UMM_FRAME_RESULT, UMM_SIDE_SOURCE, 0, 1 << UMM_PHASE_VERIFY, 0, 16},
+	        {UMM_FRAME_FINISH, UMM_SIDE_SOURCE, 0, 1 << UMM_PHASE_FINISH, 0, 10},
+	        {UMM_FRAME_VERDICT, UMM_SIDE_DESTINATION, 0, 1 << UMM_PHASE_FINISH, 0, 10},
 	};
 	for (int type = 0; type < UMM_FRAME_TYPES + 3; type++) {
 		if (type == UMM_FRAME_ALIVE || type == UMM_FRAME_ERROR)
 			continue;
 		for (int place = 0; place < UMM_PHASES * 4; place++) {
-			int phase = place / 4, side = place / 2 % 2, connection = place % 2, expected = -EPROTO;
+			int phase = place / 4, side = place / 2 % 2, connection = place % 2,
+			    expected = -EPROTO;
 			struct umm_frame frame = {.type = (uint8_t)type};
 			for (unsigned i = 0; i < sizeof legal / sizeof *legal; i++) {
 				if (legal[i].type != type)
@@ -132,7 +135,7 @@ static void test_phases(void)
 				frame.count = legal[i].count;
 				frame.length = legal[i].length;
 				if (legal[i].side == side && legal[i].connection == connection &&
-					legal[i].phases >> phase & 1)
+				        legal[i].phases >> phase & 1)
 					expected = 0;
 			}
 			struct umm_protocol protocol = destination;
