@@ -28,7 +28,8 @@ umm_compiles() { # COMMAND HEADER
 	printf '#include <%s>\n' "$2" | $1 -E -x c -o /dev/null - 2>/dev/null
 }
 
-# What the interpreter lacks, one per line: WHAT PACKAGE. Debian keeps venv and the headers in packages of their own.
+# What the interpreter lacks, one per line: WHAT PACKAGE (Debian keeps venv and the headers in packages of their
+# own); and its tag, which names the build directory.
 umm_python_lacks() {
 	"$1" -I - <<-'PYTHON'
 	import os, sys
@@ -41,25 +42,29 @@ umm_python_lacks() {
 	    print("venv", name and name + "venv")
 	if not os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h")):
 	    print("headers", name and name + "dev")
+	print("tag cp%d%d" % sys.version_info[:2])
 	PYTHON
 }
 
 umm_check_python() {
 	local python=$1 what package
+	umm_tag=
 	if ! command -v "$python" >/dev/null; then
+		[ -z "${PYTHON:-}" ] || umm_cannot "PYTHON=$PYTHON: there is no such interpreter"
 		umm_lack "Python 3.11 or newer (no $python on PATH)" python3 python3-venv python3-dev
 		return
 	fi
 	while read -r what package; do
 		case $what in
+		tag) umm_tag=$package ;;
 		old) umm_cannot "$python is Python $package, too old: install Python 3.11 or newer and type" \
 			"PYTHON=/path/to/python3.11 $UMM_NAME" ;;
-		broken) umm_cannot "$python cannot be run as a Python interpreter; name another:" \
-			"PYTHON=/path/to/python3 $UMM_NAME" ;;
 		venv) umm_lack "the venv module of $python" $package ;;
 		headers) umm_lack "the C headers of $python (Python.h)" $package ;;
 		esac
-	done < <(umm_python_lacks "$python" 2>/dev/null || echo broken)
+	done < <(umm_python_lacks "$python" 2>/dev/null || true)
+	[ -n "$umm_tag" ] || umm_cannot "$python does not run as a Python 3 interpreter; name another:" \
+		"PYTHON=/path/to/python3 $UMM_NAME"
 }
 
 # Fills umm_lacks and umm_packages. PURPOSE PYTHON
@@ -68,16 +73,12 @@ umm_check_machine() {
 	umm_check_python "$2"
 	local cc=${CC:-cc}
 	if ! command -v "${cc%% *}" >/dev/null; then
-		umm_lack "a C compiler (no $cc on PATH)" gcc libc6-dev
+		[ -z "${CC:-}" ] || umm_cannot "CC=$CC: there is no such compiler"
+		umm_lack "a C compiler (no cc on PATH)" gcc libc6-dev
 		umm_compiles cpp xxhash.h || umm_lack "xxhash.h" libxxhash-dev
 	else
 		umm_compiles "$cc" stdlib.h || umm_lack "the C library's headers" libc6-dev
 		umm_compiles "$cc" xxhash.h || umm_lack "xxhash.h" libxxhash-dev
-	fi
-	# The cross compiler serves one stage of scripts/test, which is skipped, with this reason, where it is missing.
-	if [ "$1" = test ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null &&
-		! { command -v aarch64-linux-gnu-gcc >/dev/null && umm_compiles aarch64-linux-gnu-gcc stdlib.h; }; then
-		umm_lack "the compiler for aarch64" gcc-aarch64-linux-gnu libc6-dev-arm64-cross
 	fi
 }
 
@@ -121,6 +122,13 @@ umm_logged() {
 	exit "$status"
 }
 
+# The cross compiler serves one stage of scripts/test, which is skipped, with this reason, where it cannot be had.
+umm_try_cross_compiler() {
+	command -v aarch64-linux-gnu-gcc >/dev/null && umm_compiles aarch64-linux-gnu-gcc stdlib.h && return
+	[ "$(id -u)" = 0 ] && command -v apt-get >/dev/null || return 0
+	umm_apt gcc-aarch64-linux-gnu libc6-dev-arm64-cross || umm_say "no compiler for aarch64 could be installed"
+}
+
 # Identifies what the environment was made from: another interpreter, place or list of packages makes a new one.
 umm_digest() { # PYTHON
 	{
@@ -134,11 +142,11 @@ umm_digest() { # PYTHON
 umm_make_environment() { # PURPOSE PYTHON
 	local extras=plot venv=$UMM_ROOT/.venv
 	[ "$1" = test ] && extras=plot,dev
-	umm_say "first run here: setting up .venv and building (a minute or two)"
+	umm_say "first run here: setting up .venv and building (about a minute)"
 	# An environment that this script began and did not finish may be half of anything; one that somebody else
 	# made is used as it is.
 	if [ -e "$venv/.umm-made-here" ] && [ ! -e "$venv/.umm-ready" ] || ! "$UMM_BIN/python" -m pip --version \
-		>>"$umm_log" 2>&1 || [ "$(umm_version "$UMM_BIN/python")" != "$(umm_version "$2")" ]; then
+		>/dev/null 2>&1 || [ "$(umm_version "$UMM_BIN/python")" != "$(umm_version "$2")" ]; then
 		rm -rf "$venv" "$UMM_ROOT/build/$umm_tag"
 		umm_logged 3 "making the virtual environment" "$2" -m venv "$venv"
 		: >"$venv/.umm-made-here"
@@ -166,7 +174,8 @@ umm_setup() { # NAME PURPOSE
 	UMM_NAME=$1
 	local purpose=$2 tool python umm_log umm_tag umm_want have=
 	for tool in env id dirname mkdir cat cut tail sha256sum flock; do
-		command -v "$tool" >/dev/null || umm_cannot "missing: $tool (coreutils and util-linux)"
+		command -v "$tool" >/dev/null || umm_cannot "missing: $tool; on Debian and its kin, type:" \
+			"sudo apt-get install coreutils util-linux"
 	done
 	# With this variable the editable package cannot be imported at all.
 	unset MESONPY_EDITABLE_SKIP PYTHONHOME
@@ -182,10 +191,10 @@ umm_setup() { # NAME PURPOSE
 	[ -z "${PYTHON:-}" ] && [ -e "$UMM_ROOT/.venv/.umm-ready" ] && "$UMM_BIN/python" -I -c '' 2>/dev/null &&
 		python=$UMM_BIN/python
 	umm_require_machine "$purpose" "$python"
-	umm_tag=$("$python" -I -c 'import sys; print("cp%d%d" % sys.version_info[:2])')
 	umm_want=$(umm_digest "$python")
 	[ -e "$UMM_ROOT/.venv/.umm-ready" ] && have=$(cat "$UMM_ROOT/.venv/.umm-ready")
 	if [ "$have" != "$umm_want test" ] && [ "$have" != "$umm_want $purpose" ]; then
+		[ "$purpose" != test ] || umm_try_cross_compiler
 		umm_make_environment "$purpose" "$python"
 	fi
 	export PATH="$UMM_BIN:$PATH"
