@@ -21,7 +21,8 @@ struct umm_histogram {
 void umm_histogram_record(struct umm_histogram *histogram, uint64_t ns);
 /* Adds `from` to `to`; `from` may be recorded into meanwhile. */
 void umm_histogram_add(struct umm_histogram *to, const struct umm_histogram *from);
-/* The smallest value v such that a fraction q of the records is <= v (upper edge of its bucket, at most max). */
+/* The smallest value v such that a fraction q of the records is <= v (upper edge of its bucket, at most max).
+ */
 uint64_t umm_histogram_quantile(const struct umm_histogram *histogram, double q);
 /* Index of a value's bucket, and the bucket's bounds [low, high). */
 unsigned umm_histogram_bucket(uint64_t ns);

@@ -35,12 +35,13 @@ enum umm_advice {
 };
 
 struct umm_region_options {
-	uint64_t size;        /* bytes, greater than 0; the mapping is rounded up to units */
-	uint64_t unit;        /* bytes: base page .. 2 MiB, a power of two; or `hugetlb` */
-	uint64_t hugetlb;     /* huge page size of a hugetlb mapping, 0 for none */
-	int fork_policy;      /* enum umm_fork_policy */
-	uint64_t address;     /* 0, or an existing private anonymous mapping that the region takes over */
-	const uint8_t *present; /* with `address`: bitmap over units (bit u & 7 of byte u >> 3) of what is there; NULL: nothing */
+	uint64_t size;          /* bytes, greater than 0; the mapping is rounded up to units */
+	uint64_t unit;          /* bytes: base page .. 2 MiB, a power of two; or `hugetlb` */
+	uint64_t hugetlb;       /* huge page size of a hugetlb mapping, 0 for none */
+	int fork_policy;        /* enum umm_fork_policy */
+	uint64_t address;       /* 0, or an existing private anonymous mapping that the region takes over */
+	const uint8_t *present; /* with `address`: bitmap over units (bit u & 7 of byte u >> 3) of what is
+	                           there; NULL: nothing */
 };
 
 /* Latency: from the moment that the handler was told (poll returned, or the previous message was
@@ -50,15 +51,15 @@ struct umm_latency {
 };
 
 struct umm_pager_counters {
-	uint64_t faults_missing; /* served with bytes of the store */
-	uint64_t faults_zero;    /* served with zeros: zero store, or removed by madvise */
-	uint64_t faults_wp;      /* writes that met an eviction by copying */
-	uint64_t faults_rescued; /* the unit was still in staging: it was warm */
-	uint64_t faults_stale;   /* somebody had installed it meanwhile */
+	uint64_t faults_missing;  /* served with bytes of the store */
+	uint64_t faults_zero;     /* served with zeros: zero store, or removed by madvise */
+	uint64_t faults_wp;       /* writes that met an eviction by copying */
+	uint64_t faults_rescued;  /* the unit was still in staging: it was warm */
+	uint64_t faults_stale;    /* somebody had installed it meanwhile */
 	uint64_t faults_deferred; /* had to wait for an event (EAGAIN) */
 	uint64_t faults_poisoned;
 	uint64_t bytes_fetched;
-	uint64_t bytes_written; /* to stores and spill */
+	uint64_t bytes_written;      /* to stores and spill */
 	uint64_t prefetch_issued;    /* units */
 	uint64_t prefetch_installed; /* units */
 	uint64_t prefetch_hits;      /* prefetched units that the pattern reached later */
@@ -89,8 +90,8 @@ int umm_pager_destroy(struct umm_pager *pager);
 int umm_pager_set_budget(struct umm_pager *pager, uint64_t bytes);
 int umm_pager_stats(struct umm_pager *pager, struct umm_pager_stats *ret);
 
-int umm_region_create(struct umm_pager *pager, struct umm_store *store, const struct umm_region_options *options,
-	struct umm_region **ret);
+int umm_region_create(struct umm_pager *pager, struct umm_store *store,
+        const struct umm_region_options *options, struct umm_region **ret);
 /* Unmaps the region and forgets it. What was not flushed is gone: callers flush first. */
 int umm_region_close(struct umm_region *region);
 uint64_t umm_region_address(const struct umm_region *region);
@@ -112,8 +113,8 @@ int umm_region_evict(struct umm_region *region, uint64_t offset, uint64_t len);
 /* Answers of asynchronous stores, and data that comes unasked (postcopy's background stream).
  * offset and len in units. data NULL: zeros. *installed: units that were new; others were there
  * already and are left as they are. */
-int umm_region_deliver(struct umm_region *region, uint64_t offset, uint64_t len, const void *data,
-	uint64_t *installed);
+int umm_region_deliver(
+        struct umm_region *region, uint64_t offset, uint64_t len, const void *data, uint64_t *installed);
 /* The bytes cannot be had: each missing unit of the range is poisoned, its readers get SIGBUS. */
 int umm_region_fail(struct umm_region *region, uint64_t offset, uint64_t len, int error);
 

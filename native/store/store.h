@@ -16,7 +16,8 @@ struct umm_store;
 enum umm_store_kind {
 	/* Modified units are kept by the pager (its spill) and never reach the store. */
 	UMM_STORE_PRIVATE,
-	/* The region is mapped without the right to write. */
+	/* The arrays of the region are read-only. Its memory can still be written by who insists; such
+	 * units are then kept as those of PRIVATE are. (Not mapped PROT_READ: UFFDIO_MOVE refuses that.) */
 	UMM_STORE_READONLY,
 	/* Modified units are written to the store: on eviction, on flush and on close. */
 	UMM_STORE_WRITEBACK,
@@ -55,15 +56,17 @@ void umm_store_get(struct umm_store *store);
 /* Drops a reference; the last one destroys the store. */
 void umm_store_put(struct umm_store *store);
 
-/* All zeros, without end. PRIVATE. */
+/* All zeros. PRIVATE. */
+extern const struct umm_store_ops *const umm_store_zero_ops;
 int umm_store_zero_create(uint64_t size, struct umm_store **ret);
 /* A copy of memory that the caller keeps alive and does not change (`owned` 0), or memory of the
  * store's own, zero at first (`bytes` NULL). PRIVATE, READONLY or WRITEBACK (then it changes `bytes`). */
 int umm_store_memory_create(void *bytes, uint64_t size, int kind, struct umm_store **ret);
 /* `size` bytes at `offset` of the open file `fd` (duplicated). direct: O_DIRECT was set on it. */
-int umm_store_file_create(int fd, uint64_t offset, uint64_t size, int kind, int direct, struct umm_store **ret);
+int umm_store_file_create(
+        int fd, uint64_t offset, uint64_t size, int kind, int direct, struct umm_store **ret);
 /* The content that `region` has at the moment of each fetch. -ELOOP for a cycle. PRIVATE or READONLY. */
-int umm_store_region_create(struct umm_region *region, uint64_t offset, uint64_t size, int kind,
-	struct umm_store **ret);
+int umm_store_region_create(
+        struct umm_region *region, uint64_t offset, uint64_t size, int kind, struct umm_store **ret);
 
 #endif

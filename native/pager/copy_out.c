@@ -1,0 +1,131 @@
+/* Eviction where MOVE does not exist or refuses: write-protect, copy, then MADV_DONTNEED.
+ *
+ * A write to a unit that is being copied faults; the handler lifts the protection at once and takes the
+ * claim away, so a writer never waits for the store. */
+#include "pager/internal.h"
+
+#include <errno.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#include "pager/lock.h"
+
+int zap_range(struct umm_uf *uf, uint64_t address, uint64_t len, uint64_t granule)
+{
+	pthread_mutex_lock(&uf->lock);
+	uf->zap = (struct zap){.active = true, .start = address, .end = address + len, .granule = granule};
+	pthread_mutex_unlock(&uf->lock);
+	/* A handler reads the REMOVE event of this; it must not need evict_lock, and does not. */
+	int err = madvise((void *)address, len, MADV_DONTNEED) < 0 ? -errno : 0;
+	pthread_mutex_lock(&uf->lock);
+	uf->zap.active = false;
+	pthread_mutex_unlock(&uf->lock);
+	return err;
+}
+
+/* Through the kernel: a range that the user unmaps meanwhile is an error here, not a crash. */
+static int read_memory(uint64_t address, uint64_t len, void *buffer)
+{
+	struct iovec local = {buffer, len}, remote = {(void *)address, len};
+	ssize_t n = process_vm_readv(getpid(), &local, 1, &remote, 1, 0);
+	return n < 0 ? -errno : (uint64_t)n == len ? 0 : -EFAULT;
+}
+
+static void give_up(struct umm_region *region, uint64_t unit)
+{
+	/* The protection that may be left on the pages is lifted by the first write. */
+	if (unit_state(region, unit) == UNIT_LEAVING || unit_state(region, unit) == UNIT_COPYING)
+		unit_set_present(region, unit);
+}
+
+static uint64_t protect(struct umm_region *region, uint64_t unit)
+{
+	struct umm_pager *pager = region->pager;
+	uint64_t address = unit_address(region, unit);
+	if (unit_state(region, unit) != UNIT_LEAVING)
+		return 0;
+	struct umm_uffd_result result;
+	if (!address || !pager->has_wp || has_zeroed(region, unit) ||
+	        umm_uffd_writeprotect(region->uf->fd, address, region->unit, UMM_UFFD_WP_PROTECT, &result)) {
+		give_up(region, unit);
+		return 0;
+	}
+	unit_set(region, unit, UNIT_COPYING, 0);
+	return address;
+}
+
+static void end_zap(struct umm_region *region, uint64_t unit, int err)
+{
+	bool removed = unit_flag(region, unit, UNIT_WAS_REMOVED);
+	bool wanted = unit_flag(region, unit, UNIT_WANTED);
+	if (err && !removed)
+		unit_set_present(region, unit);
+	else
+		unit_set(region, unit, removed ? UNIT_REMOVED : UNIT_MISSING, 0);
+	if (removed)
+		unit_unmark(region, unit, UNIT_SPILLED);
+	if (wanted)
+		wake_unit(region, unit);
+}
+
+static bool copy_one(struct umm_region *region, uint64_t unit)
+{
+	struct umm_pager *pager = region->pager;
+	struct umm_uf *uf = region->uf;
+	uint64_t granule = region->hugetlb ? region->hugetlb : pager->page;
+
+	pthread_mutex_lock(&uf->lock);
+	uint64_t address = protect(region, unit);
+	uint32_t word = region->units[unit];
+	pthread_mutex_unlock(&uf->lock);
+	if (!address)
+		return false;
+
+	uint64_t hash = 0;
+	uint8_t layer = LAYER_STORE;
+	int err = read_memory(address, region->unit, pager->evict_buffer);
+	bool dirty = !err && !equals_stored(region, unit, word, pager->evict_buffer, &hash);
+	if (dirty)
+		err = write_out(region, unit, pager->evict_buffer, &layer);
+
+	pthread_mutex_lock(&uf->lock);
+	int state = unit_state(region, unit);
+	if (dirty && !err && state != UNIT_REMOVED && state != UNIT_GONE)
+		note_written(region, unit, layer, hash);
+	if (err) {
+		region->counters.evict_failed++;
+		uf->counters.evict_failed++;
+		region->write_error = err;
+		give_up(region, unit);
+	}
+	/* Not COPYING any more: it was written, removed or unmapped, and is not ours to take away. */
+	bool ours = !err && unit_state(region, unit) == UNIT_COPYING && unit_address(region, unit) == address;
+	if (ours)
+		unit_set(region, unit, UNIT_ZAPPING, 0);
+	else if (!err)
+		give_up(region, unit);
+	pthread_mutex_unlock(&uf->lock);
+	if (!ours)
+		return false;
+
+	err = zap_range(uf, address, region->unit, granule);
+	pthread_mutex_lock(&uf->lock);
+	end_zap(region, unit, err);
+	struct umm_pager_counters *both[2] = {&region->counters, &uf->counters};
+	for (int i = 0; i < 2 && !err; i++) {
+		both[i]->evicted_dirty += dirty;
+		both[i]->evicted_clean += !dirty;
+	}
+	pthread_mutex_unlock(&uf->lock);
+	return !err;
+}
+
+uint64_t copy_out(struct umm_region *region, uint64_t first, uint64_t count)
+{
+	uint64_t went = 0;
+	for (uint64_t i = 0; i < count; i++)
+		went += copy_one(region, first + i);
+	return went;
+}

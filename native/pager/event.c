@@ -1,0 +1,178 @@
+/* Following what the user's own madvise, munmap and mremap do to registered memory. */
+#include "pager/internal.h"
+
+/* Takes the part of a REMOVE event that our own MADV_DONTNEED announced, granule by granule: of two
+ * equal announcements one is ours, in whichever order they are read. What is left is the user's. */
+static bool is_own_zap(struct zap *zap, uint64_t granule_start)
+{
+	if (!zap->active || granule_start < zap->start || granule_start >= zap->end)
+		return false;
+	uint64_t i = (granule_start - zap->start) / zap->granule;
+	if (zap->seen[i / 64] >> (i % 64) & 1)
+		return false;
+	zap->seen[i / 64] |= 1ull << (i % 64);
+	return true;
+}
+
+static void remove_unit(struct umm_region *region, uint64_t unit)
+{
+	switch (unit_state(region, unit)) {
+	case UNIT_FETCHING:
+	case UNIT_ZAPPING:
+		unit_mark(region, unit, UNIT_WAS_REMOVED);
+		return;
+	case UNIT_GONE:
+		return;
+	default:
+		/* LEAVING, COPYING, STAGED: the evictor finds its claim gone and drops its copy. */
+		unit_unmark(region, unit, UNIT_SPILLED | UNIT_PREFETCHED);
+		unit_set(region, unit, UNIT_REMOVED, 0);
+		return;
+	}
+}
+
+static void remove_piece(struct umm_region *region, uint64_t start, uint64_t end)
+{
+	uint64_t page = region->pager->page;
+	uint64_t first = start / region->unit, last = (end - 1) / region->unit;
+	for (uint64_t unit = first; unit <= last; unit++) {
+		uint64_t unit_start = unit * region->unit, unit_end = unit_start + region->unit;
+		if (start <= unit_start && end >= unit_end) {
+			remove_unit(region, unit);
+			continue;
+		}
+		/* A part of the unit. (A hugetlb unit cannot be removed in part.) */
+		if (!region->zeroed || unit_state(region, unit) == UNIT_REMOVED)
+			continue;
+		uint64_t low = start > unit_start ? start : unit_start,
+		         high = end < unit_end ? end : unit_end;
+		for (uint64_t number = low / page; number < (high + page - 1) / page; number++)
+			region->zeroed[number / 64] |= 1ull << (number % 64);
+		/* What was moved out has the removed bytes in it: bring it back by its stored copy is not
+		 * possible, so the staged bytes stay, and the finaliser puts zeros over the removed pages. */
+	}
+}
+
+void apply_remove(struct umm_uf *uf, uint64_t start, uint64_t end)
+{
+	for (struct extent *x = extents_from(uf, start); x < uf->extents + uf->n_extents && x->start < end;
+	        x++) {
+		uint64_t low = start > x->start ? start : x->start, high = end < x->end ? end : x->end;
+		uint64_t granule = x->region->hugetlb ? x->region->hugetlb : uf->pager->page;
+		if (!uf->zap.active || high <= uf->zap.start || low >= uf->zap.end) {
+			remove_piece(x->region, low - x->start + x->offset, high - x->start + x->offset);
+			continue;
+		}
+		/* Runs of what is not ours. */
+		uint64_t run = low;
+		for (uint64_t at = low; at < high; at += granule) {
+			if (!is_own_zap(&uf->zap, at))
+				continue;
+			if (run < at)
+				remove_piece(
+				        x->region, run - x->start + x->offset, at - x->start + x->offset);
+			run = at + granule;
+		}
+		if (run < high)
+			remove_piece(x->region, run - x->start + x->offset, high - x->start + x->offset);
+	}
+}
+
+static void forget_piece(void *context, const struct extent *piece)
+{
+	(void)context;
+	struct umm_region *region = piece->region;
+	uint64_t first = piece->offset / region->unit;
+	uint64_t last = (piece->offset + (piece->end - piece->start) - 1) / region->unit;
+	for (uint64_t unit = first; unit <= last && unit < region->n_units; unit++) {
+		uint64_t run;
+		/* A unit of which a part is still mapped lives on. */
+		bool mapped = false;
+		for (uint64_t at = 0; at < region->unit && !mapped; at += region->pager->page)
+			mapped = region_address_of(region, unit * region->unit + at, &run) != 0;
+		if (mapped)
+			continue;
+		switch (unit_state(region, unit)) {
+		case UNIT_FETCHING:
+		case UNIT_ZAPPING:
+			unit_mark(region, unit, UNIT_WAS_REMOVED);
+			break;
+		default:
+			unit_set(region, unit, UNIT_GONE, 0);
+		}
+	}
+}
+
+static void apply_unmap(struct umm_uf *uf, uint64_t start, uint64_t end)
+{
+	struct range live[MAX_GHOSTS + 1];
+	uint32_t n = ghosts_consume(uf, start, end, live);
+	for (uint32_t i = 0; i < n; i++)
+		extents_remove(uf, live[i].start, live[i].end, forget_piece, uf);
+}
+
+/* extents_remove is walking the array, so a piece cannot be inserted from its callback: kept aside. */
+struct moved {
+	struct extent pieces[64];
+	uint32_t n;
+};
+
+static void keep_piece(void *context, const struct extent *piece)
+{
+	struct moved *moved = context;
+	if (moved->n < 64)
+		moved->pieces[moved->n++] = *piece;
+}
+
+static void apply_remap(struct umm_uf *uf, uint64_t from, uint64_t to, uint64_t len)
+{
+	/* 64 extents at a time: a range that was cut up by earlier calls may hold more. */
+	for (;;) {
+		struct moved moved = {.n = 0};
+		struct extent *x = extents_from(uf, from);
+		uint64_t stop = from + len, pieces = 0;
+		for (struct extent *y = x; y < uf->extents + uf->n_extents && y->start < from + len; y++)
+			if (++pieces == 64) {
+				stop = y->end < stop ? y->end : stop;
+				break;
+			}
+		if (!pieces)
+			return;
+		extents_remove(uf, from, stop, keep_piece, &moved);
+		for (uint32_t i = 0; i < moved.n; i++) {
+			struct extent piece = moved.pieces[i];
+			uint64_t size = piece.end - piece.start;
+			piece.start = piece.start - from + to;
+			piece.end = piece.start + size;
+			/* The new place was unmapped to make room; its own event may follow. */
+			extents_insert(uf, &piece);
+			if (piece.offset == 0)
+				piece.region->base = piece.start;
+		}
+		if (stop == from + len)
+			return;
+		len -= stop - from;
+		to += stop - from;
+		from = stop;
+	}
+}
+
+void apply_event(struct umm_uf *uf, const struct umm_uffd_msg *msg)
+{
+	switch (msg->event) {
+	case UMM_UFFD_EVENT_REMOVE:
+		uf->counters.events_remove++;
+		apply_remove(uf, msg->arg0, msg->arg1);
+		break;
+	case UMM_UFFD_EVENT_UNMAP:
+		uf->counters.events_unmap++;
+		apply_unmap(uf, msg->arg0, msg->arg1);
+		break;
+	case UMM_UFFD_EVENT_REMAP:
+		uf->counters.events_remap++;
+		apply_remap(uf, msg->arg0, msg->arg1, msg->arg2);
+		break;
+	default:
+		break;
+	}
+}

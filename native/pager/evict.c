@@ -1,0 +1,418 @@
+/* The evictor: keeps the resident units within the budget, oldest first. */
+#include "pager/internal.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <time.h>
+
+#include "kernel/pagemap.h"
+#include "pager/lock.h"
+
+enum {
+	BATCH_MAX = 512,
+	MOVE_MAX = 64, /* pages in one hold of the lock: some 7 us */
+	CALLS_MAX = 4, /* calls in one hold of the lock */
+};
+static const long back_off_ns = 50000000;
+
+uint64_t evict_target(struct umm_pager *pager)
+{
+	uint64_t budget = atomic_load_explicit(&pager->budget, memory_order_relaxed);
+	return budget > pager->staging.bytes ? budget - pager->staging.bytes : 0;
+}
+
+void evictor_wake(struct umm_pager *pager)
+{
+	if (atomic_exchange_explicit(&pager->evict_wanted, true, memory_order_acq_rel))
+		return;
+	/* The evictor holds this lock for a few instructions, never while it works. */
+	pthread_mutex_lock(&pager->evict_wake_lock);
+	pthread_cond_signal(&pager->evict_wake);
+	pthread_mutex_unlock(&pager->evict_wake_lock);
+}
+
+int write_out(struct umm_region *region, uint64_t unit, const void *data, uint8_t *layer)
+{
+	struct umm_store *store = region->store;
+	int err;
+	uint64_t len = unit_store_bytes(region, unit);
+	if (store->kind == UMM_STORE_WRITEBACK && !region->forked && !region->in_child) {
+		*layer = LAYER_STORE;
+		err = len ? store->ops->write(store, unit * region->unit, len, data) : 0;
+	} else {
+		err = spill_write(region, unit, data, layer);
+	}
+	if (!err) {
+		pthread_mutex_lock(&region->uf->lock);
+		region->counters.bytes_written += region->unit;
+		region->uf->counters.bytes_written += region->unit;
+		pthread_mutex_unlock(&region->uf->lock);
+	}
+	return err;
+}
+
+void note_written(struct umm_region *region, uint64_t unit, uint8_t layer, uint64_t hash)
+{
+	if (layer == LAYER_STORE)
+		spill_drop(region, unit);
+	else
+		spill_note(region, unit, layer);
+	region->hashes[unit] = hash;
+}
+
+static void back_in_place(struct umm_region *region, uint64_t unit)
+{
+	if (unit_state(region, unit) == UNIT_LEAVING)
+		unit_set_present(region, unit);
+}
+
+static void stage(struct umm_region *region, uint64_t unit, struct staging_area *area, uint64_t slot)
+{
+	struct umm_pager *pager = region->pager;
+	unit_set(region, unit, UNIT_STAGED, (uint32_t)(slot / pager->page));
+	area->entries[area->n++] = (struct staged){.region = region, .unit = unit, .slot = slot};
+}
+
+static bool is_there(uint64_t entry)
+{
+	return (entry & (UMM_PAGEMAP_PRESENT | UMM_PAGEMAP_SWAP)) != 0;
+}
+
+/* After a failed or short MOVE pagemap decides, not the answer: 6.18 can move everything and say EEXIST.
+ * Returns true when the unit is out. */
+static bool sort_out(
+        struct umm_region *region, uint64_t unit, uint64_t address, struct staging_area *area, uint64_t slot)
+{
+	struct umm_pager *pager = region->pager;
+	uint64_t pages = region->unit / pager->page, moved = 0, stayed = 0;
+	for (uint64_t i = 0; i < pages; i++) {
+		uint64_t there = 0, here = 0;
+		umm_pagemap_read(pager->pagemap_fd, address + i * pager->page, 1, pager->page, &here);
+		umm_pagemap_read(pager->pagemap_fd, (uintptr_t)pager->staging.memory + slot + i * pager->page,
+		        1, pager->page, &there);
+		stayed += is_there(here);
+		moved += is_there(there);
+	}
+	if (moved && !stayed) {
+		stage(region, unit, area, slot);
+		return true;
+	}
+	if (moved) {
+		/* In two halves: what is out is copied back, what stayed answers EEXIST and stays. */
+		stage(region, unit, area, slot);
+		if (install_unit(region, unit, pager->staging.memory + slot) == 0) {
+			area->n--;
+			unit_set_present(region, unit);
+		} else {
+			defer_unit(region, unit);
+		}
+		return true;
+	}
+	return false;
+}
+
+/* One MOVE for neighbouring units, in one hold of the lock. Marks what could not be moved in `refused`. */
+static uint64_t move_run(
+        struct umm_region *region, uint64_t first, uint64_t count, struct staging_area *area, bool *refused)
+{
+	struct umm_pager *pager = region->pager;
+	struct umm_uf *uf = region->uf;
+	*refused = false;
+	uint64_t run, address = region_address_of(region, first * region->unit, &run);
+	if (run < region->unit) {
+		for (uint64_t i = 0; i < count; i++)
+			back_in_place(region, first + i);
+		return 0;
+	}
+	if (run / region->unit < count)
+		count = run / region->unit;
+	uint64_t slot = (area->used + region->unit - 1) / region->unit * region->unit;
+	uint64_t base = area->offset + slot;
+	struct umm_uffd_result result;
+	umm_uffd_move(uf->fd, (uintptr_t)pager->staging.memory + base, address, count * region->unit,
+	        UMM_UFFD_MOVE_ALLOW_SRC_HOLES, &result);
+	uint64_t out = 0;
+	for (uint64_t i = 0; i < count; i++) {
+		uint64_t unit_slot = base + i * region->unit;
+		if (result.outcome == UMM_OUTCOME_INSTALLED) {
+			stage(region, first + i, area, unit_slot);
+			out++;
+		} else if (sort_out(region, first + i, address + i * region->unit, area, unit_slot)) {
+			out++;
+		} else if (result.outcome == UMM_OUTCOME_DEFERRED ||
+		           result.outcome == UMM_OUTCOME_NO_MEMORY) {
+			back_in_place(region, first + i);
+		} else {
+			*refused = true; /* still LEAVING */
+		}
+	}
+	atomic_fetch_add(&pager->staged, slot + count * region->unit - area->used);
+	area->used = slot + count * region->unit;
+	return out;
+}
+
+static uint64_t run_of_leaving(
+        struct umm_region *region, const struct picked *batch, uint32_t n, uint64_t most)
+{
+	uint64_t count = 0;
+	while (count < n && count < most && batch[count].region == region &&
+	        batch[count].unit == batch[0].unit + count &&
+	        unit_state(region, batch[count].unit) == UNIT_LEAVING)
+		count++;
+	return count;
+}
+
+static uint64_t move_batch(struct umm_uf *uf, struct picked *batch, uint32_t n, struct staging_area *area)
+{
+	struct umm_pager *pager = uf->pager;
+	uint64_t went = 0;
+	unsigned calls = 0;
+	pthread_mutex_lock(&uf->lock);
+	for (uint32_t i = 0; i < n;) {
+		struct umm_region *region = batch[i].region;
+		uint64_t most = MOVE_MAX * pager->page / region->unit;
+		uint64_t count = run_of_leaving(region, batch + i, n - i, most ? most : 1);
+		if (!count) {
+			i++; /* somebody came first */
+			continue;
+		}
+		bool refused;
+		went += move_run(region, batch[i].unit, count, area, &refused);
+		if (refused) {
+			pthread_mutex_unlock(&uf->lock);
+			went += copy_out(region, batch[i].unit, count);
+			pthread_mutex_lock(&uf->lock);
+			calls = 0;
+		}
+		i += (uint32_t)count;
+		if (++calls == CALLS_MAX) {
+			/* Demand faults go first. */
+			pthread_mutex_unlock(&uf->lock);
+			calls = 0;
+			pthread_mutex_lock(&uf->lock);
+		}
+	}
+	/* Whatever a short run left behind. */
+	for (uint32_t i = 0; i < n; i++)
+		back_in_place(batch[i].region, batch[i].unit);
+	pthread_mutex_unlock(&uf->lock);
+	return went;
+}
+
+uint64_t evict_batch(struct umm_uf *uf, struct picked *batch, uint32_t n)
+{
+	struct umm_pager *pager = uf->pager;
+	struct staging *staging = &pager->staging;
+	uint64_t went = 0;
+	uint32_t movable = 0;
+	/* What cannot be moved at all goes by copying; the rest closes up. */
+	for (uint32_t i = 0; i < n;) {
+		struct umm_region *region = batch[i].region;
+		uint32_t count = 1;
+		while (i + count < n && batch[i + count].region == region &&
+		        batch[i + count].unit == batch[i].unit + count)
+			count++;
+		if (!pager->use_move || region->hugetlb || region->unit > staging->area_bytes) {
+			went += copy_out(region, batch[i].unit, count);
+		} else {
+			for (uint32_t k = 0; k < count; k++)
+				batch[movable++] = batch[i + k];
+		}
+		i += count;
+	}
+	if (!movable)
+		return went;
+	struct staging_area *area = &staging->areas[staging->next];
+	staging_finalise(pager, area);
+	staging->next = (staging->next + 1) % staging->n_areas;
+	uint64_t memory = (uintptr_t)staging->memory + area->offset;
+	pthread_mutex_lock(&uf->lock);
+	int err = umm_uffd_register(uf->fd, memory, staging->area_bytes, UMM_UFFD_MODE_WP, NULL);
+	if (!err)
+		area->uf = uf;
+	for (uint32_t i = 0; i < movable && err; i++)
+		back_in_place(batch[i].region, batch[i].unit);
+	pthread_mutex_unlock(&uf->lock);
+	return err ? went : went + move_batch(uf, batch, movable, area);
+}
+
+static int compare_picked(const void *a, const void *b)
+{
+	const struct picked *x = a, *y = b;
+	if (x->region != y->region)
+		return x->region < y->region ? -1 : 1;
+	return x->unit < y->unit ? -1 : x->unit > y->unit;
+}
+
+static uint32_t pick(struct umm_uf *uf, struct picked *batch, uint64_t bytes)
+{
+	uint32_t n = 0;
+	uint64_t picked = 0;
+	struct picked one;
+	pthread_mutex_lock(&uf->lock);
+	while (n < BATCH_MAX && picked < bytes && fifo_pop(uf, &one.region, &one.unit)) {
+		if (n && picked + one.region->unit > bytes) {
+			/* Too large for the rest of this batch: it is first in the next one. */
+			uf->fifo.head--;
+			break;
+		}
+		unit_set(one.region, one.unit, UNIT_LEAVING, 0);
+		picked += one.region->unit;
+		batch[n++] = one;
+	}
+	pthread_mutex_unlock(&uf->lock);
+	qsort(batch, n, sizeof(*batch), compare_picked);
+	return n;
+}
+
+static void rebuild_queues(struct umm_pager *pager)
+{
+	pthread_mutex_lock(&pager->regions_lock);
+	for (uint32_t i = 0; i < pager->n_ufs; i++) {
+		struct umm_uf *uf = &pager->ufs[i];
+		pthread_mutex_lock(&uf->lock);
+		if (uf->fifo.lost) {
+			uf->fifo.lost = false;
+			uf->fifo.head = uf->fifo.tail = 0;
+			for (struct umm_region *region = pager->regions; region; region = region->next)
+				if (region->uf == uf)
+					fifo_add_region(region);
+		}
+		pthread_mutex_unlock(&uf->lock);
+	}
+	pthread_mutex_unlock(&pager->regions_lock);
+}
+
+static bool any_lost(struct umm_pager *pager)
+{
+	bool lost = false;
+	for (uint32_t i = 0; i < pager->n_ufs; i++) {
+		pthread_mutex_lock(&pager->ufs[i].lock);
+		lost |= pager->ufs[i].fifo.lost;
+		pthread_mutex_unlock(&pager->ufs[i].lock);
+	}
+	return lost;
+}
+
+/* Units that left their regions. */
+static uint64_t evict_round(struct umm_pager *pager, struct picked *batch, uint64_t excess)
+{
+	uint64_t went = 0;
+	pthread_mutex_lock(&pager->evict_lock);
+	for (uint32_t i = 0; i < pager->n_ufs; i++) {
+		uint64_t area = pager->staging.area_bytes;
+		uint32_t n = pick(&pager->ufs[i], batch, excess < area ? excess : area);
+		if (n)
+			went += evict_batch(&pager->ufs[i], batch, n);
+	}
+	pthread_mutex_unlock(&pager->evict_lock);
+	return went;
+}
+
+static uint64_t low_mark(struct umm_pager *pager)
+{
+	uint64_t target = evict_target(pager);
+	return target - target / 32;
+}
+
+static void *evictor_main(void *argument)
+{
+	struct umm_pager *pager = argument;
+	static _Thread_local struct picked batch[BATCH_MAX];
+	prctl(PR_SET_NAME, "umm-evict");
+	pthread_mutex_lock(&pager->evict_wake_lock);
+	while (!pager->evict_stop) {
+		if (!atomic_load(&pager->evict_wanted)) {
+			pthread_cond_wait(&pager->evict_wake, &pager->evict_wake_lock);
+			continue;
+		}
+		pthread_mutex_unlock(&pager->evict_wake_lock);
+		atomic_store(&pager->evict_wanted, false);
+		uint64_t fruitless = 0;
+		while (atomic_load(&pager->budget)) {
+			uint64_t resident = atomic_load(&pager->resident), low = low_mark(pager);
+			if (resident <= low)
+				break;
+			if (any_lost(pager))
+				rebuild_queues(pager);
+			if (evict_round(pager, batch, resident - low))
+				fruitless = 0;
+			else if (++fruitless == 3)
+				break;
+		}
+		if (fruitless) {
+			/* Nothing could go: a store that refuses, pinned pages. Not a reason to spin. */
+			nanosleep(&(struct timespec){.tv_nsec = back_off_ns}, NULL);
+		}
+		pthread_mutex_lock(&pager->evict_wake_lock);
+	}
+	pthread_mutex_unlock(&pager->evict_wake_lock);
+	return NULL;
+}
+
+int evictor_start(struct umm_pager *pager)
+{
+	pager->evict_stop = false;
+	return -pthread_create(&pager->evictor, NULL, evictor_main, pager);
+}
+
+void evictor_join(struct umm_pager *pager)
+{
+	pthread_mutex_lock(&pager->evict_wake_lock);
+	pager->evict_stop = true;
+	pthread_cond_signal(&pager->evict_wake);
+	pthread_mutex_unlock(&pager->evict_wake_lock);
+	pthread_join(pager->evictor, NULL);
+}
+
+static uint32_t pick_range(
+        struct umm_region *region, uint64_t *unit, uint64_t end, struct picked *batch, uint64_t bytes)
+{
+	uint32_t n = 0;
+	pthread_mutex_lock(&region->uf->lock);
+	for (; *unit < end && n < BATCH_MAX && (n == 0 || (n + 1) * region->unit <= bytes); ++*unit) {
+		if (unit_state(region, *unit) != UNIT_PRESENT)
+			continue;
+		unit_set(region, *unit, UNIT_LEAVING, 0);
+		batch[n++] = (struct picked){region, *unit};
+	}
+	pthread_mutex_unlock(&region->uf->lock);
+	return n;
+}
+
+int umm_region_evict(struct umm_region *region, uint64_t offset, uint64_t len)
+{
+	struct umm_pager *pager = region->pager;
+	if (offset > region->mapped || len > region->mapped - offset)
+		return -EINVAL;
+	if (!len)
+		return 0;
+	struct picked *batch = malloc(BATCH_MAX * sizeof(*batch));
+	if (!batch)
+		return -ENOMEM;
+	sigset_t saved;
+	block_signals(&saved);
+	int err = 0;
+	pthread_mutex_lock(&pager->evict_lock);
+	bool borrowed = !pager->staging.memory;
+	if (borrowed)
+		err = staging_borrow(pager, region->unit);
+	region->write_error = 0;
+	uint64_t unit = offset / region->unit, end = (offset + len - 1) / region->unit + 1;
+	while (!err && unit < end) {
+		uint32_t n = pick_range(region, &unit, end, batch, pager->staging.area_bytes);
+		if (n)
+			evict_batch(region->uf, batch, n);
+	}
+	staging_finalise_all(pager);
+	if (borrowed)
+		staging_deinit(pager);
+	if (!err)
+		err = region->write_error;
+	pthread_mutex_unlock(&pager->evict_lock);
+	restore_signals(&saved);
+	free(batch);
+	return err;
+}

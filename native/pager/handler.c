@@ -1,0 +1,129 @@
+/* The handler threads: one pinned to each CPU, a few per userfaultfd.
+ *
+ * Every fault wakes all of them; the one on the CPU of the faulting thread is there first, and it is the
+ * wake-up that decides the latency. */
+#include "pager/internal.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <sched.h>
+#include <stdio.h>
+#include <sys/prctl.h>
+#include <unistd.h>
+
+#include "common/clock.h"
+#include "pager/lock.h"
+
+static const int pause_for_memory_us = 1000, pause_for_eviction_us = 50, pauses_max = 20;
+
+/* Far above the budget a handler pauses before it takes the next fault, for a bounded time: like
+ * balance_dirty_pages() in the kernel. Never until something happens: the evictor's store may itself wait
+ * for a fault. */
+static void throttle(struct umm_pager *pager)
+{
+	uint64_t budget = atomic_load_explicit(&pager->budget, memory_order_relaxed);
+	for (int i = 0; budget && i < pauses_max; i++) {
+		if (atomic_load_explicit(&pager->resident, memory_order_relaxed) <= budget + budget / 32)
+			return;
+		evictor_wake(pager);
+		usleep(pause_for_eviction_us);
+	}
+}
+
+static void *handler_main(void *argument)
+{
+	struct handler *self = argument;
+	struct umm_uf *uf = self->uf;
+	struct pollfd fds[2] = {
+	        {.fd = uf->fd, .events = POLLIN}, {.fd = uf->pager->stop_fd, .events = POLLIN}};
+
+	for (;;) {
+		/* Blocked at creation, so that no signal handler ever runs here. */
+		if (poll(fds, 2, -1) < 0 && errno != EINTR)
+			break;
+		struct times times = {.arrived = umm_now_ns()};
+		if (fds[1].revents)
+			break;
+		throttle(uf->pager);
+		pthread_mutex_lock(&uf->lock);
+		struct umm_uffd_msg msg;
+		int err = umm_uffd_read(uf->fd, &msg);
+		if (err == 0) {
+			if (msg.event == UMM_UFFD_EVENT_PAGEFAULT)
+				serve_fault(uf, msg.arg1, msg.arg0, self->buffer, &times);
+			else
+				apply_event(uf, &msg);
+		}
+		/* Faults are handed out before events: an event that makes installs answer EAGAIN comes
+		 * only once the faults in front of it have been taken out of the queue. So a deferred fault
+		 * is woken when the queue is empty, not before. */
+		bool was_deferred = false;
+		if (uf->n_deferred) {
+			struct pollfd more = {.fd = uf->fd, .events = POLLIN};
+			if (poll(&more, 1, 0) == 0) {
+				was_deferred = true;
+				wake_deferred(uf);
+			}
+		}
+		pthread_mutex_unlock(&uf->lock);
+		if (was_deferred)
+			sched_yield();
+		if (err == -ENOMEM)
+			usleep(pause_for_memory_us);
+	}
+	return NULL;
+}
+
+static uint32_t nth_cpu(const cpu_set_t *set, uint32_t n)
+{
+	for (uint32_t cpu = 0; cpu < CPU_SETSIZE; cpu++)
+		if (CPU_ISSET(cpu, set) && n-- == 0)
+			return cpu;
+	return 0;
+}
+
+int handlers_start(struct umm_pager *pager)
+{
+	cpu_set_t allowed;
+	CPU_ZERO(&allowed);
+	if (sched_getaffinity(0, sizeof(allowed), &allowed) < 0 || CPU_COUNT(&allowed) == 0)
+		return -errno;
+	uint32_t n_cpus = (uint32_t)CPU_COUNT(&allowed), next = 0;
+	for (uint32_t i = 0; i < pager->n_ufs; i++) {
+		struct umm_uf *uf = &pager->ufs[i];
+		for (uint32_t h = 0; h < uf->n_handlers; h++) {
+			struct handler *handler = &uf->handlers[h];
+			handler->uf = uf;
+			handler->cpu = (int)nth_cpu(&allowed, next++ % n_cpus);
+			if (!handler->buffer)
+				handler->buffer = map_anonymous(pager->buffer_bytes, pager->pmd);
+			int err = handler->buffer
+			                  ? pthread_create(&handler->thread, NULL, handler_main, handler)
+			                  : ENOMEM;
+			if (err) {
+				uf->n_handlers = h;
+				for (uint32_t j = i + 1; j < pager->n_ufs; j++)
+					pager->ufs[j].n_handlers = 0;
+				return -err;
+			}
+			cpu_set_t one;
+			CPU_ZERO(&one);
+			CPU_SET(handler->cpu, &one);
+			pthread_setaffinity_np(handler->thread, sizeof(one), &one);
+			char name[16];
+			snprintf(name, sizeof(name), "umm-fault/%d", handler->cpu);
+			pthread_setname_np(handler->thread, name);
+		}
+	}
+	return 0;
+}
+
+void handlers_join(struct umm_pager *pager)
+{
+	uint64_t one = 1;
+	if (write(pager->stop_fd, &one, sizeof(one)) < 0)
+		return;
+	for (uint32_t i = 0; i < pager->n_ufs; i++)
+		for (uint32_t h = 0; h < pager->ufs[i].n_handlers; h++)
+			pthread_join(pager->ufs[i].handlers[h].thread, NULL);
+}

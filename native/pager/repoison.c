@@ -1,0 +1,46 @@
+/* The end of a guard: units that were filled for it are lost again. */
+#include "pager/internal.h"
+
+#include <errno.h>
+
+#include "pager/lock.h"
+
+static int repoison_unit(struct umm_region *region, uint64_t unit)
+{
+	struct umm_uf *uf = region->uf;
+	uint64_t granule = region->hugetlb ? region->hugetlb : uf->pager->page;
+	pthread_mutex_lock(&uf->lock);
+	uint64_t address = unit_state(region, unit) == UNIT_FILLED ? unit_address(region, unit) : 0;
+	int error = (int)unit_payload(region, unit);
+	/* Before the fill goes: a fault from now on is answered with poison, not with a fetch. */
+	if (address)
+		unit_set(region, unit, UNIT_POISONED, (uint32_t)error);
+	pthread_mutex_unlock(&uf->lock);
+	if (!address)
+		return 0;
+	int err = zap_range(uf, address, region->unit, granule);
+	pthread_mutex_lock(&uf->lock);
+	if (unit_state(region, unit) == UNIT_POISONED)
+		poison_unit(region, unit, error);
+	pthread_mutex_unlock(&uf->lock);
+	return err;
+}
+
+int poison_filled(struct umm_pager *pager)
+{
+	sigset_t saved;
+	block_signals(&saved);
+	pthread_mutex_lock(&pager->regions_lock);
+	pthread_mutex_lock(&pager->evict_lock);
+	int err = 0;
+	for (struct umm_region *region = pager->regions; region; region = region->next)
+		for (uint64_t unit = 0; unit < region->n_units; unit++)
+			if (unit_state(region, unit) == UNIT_FILLED) {
+				int one = repoison_unit(region, unit);
+				err = err ? err : one;
+			}
+	pthread_mutex_unlock(&pager->evict_lock);
+	pthread_mutex_unlock(&pager->regions_lock);
+	restore_signals(&saved);
+	return err;
+}

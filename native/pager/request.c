@@ -1,0 +1,68 @@
+/* What asynchronous stores were asked for and have not answered yet. Under the uf's lock. */
+#include "pager/internal.h"
+
+#include <errno.h>
+
+#include "common/clock.h"
+
+static const uint64_t ns_per_ms = 1000000;
+
+static struct request *find_request(struct umm_uf *uf, struct umm_region *region, uint64_t unit)
+{
+	for (uint32_t i = 0; i < uf->n_requests; i++)
+		if (uf->requests[i].region == region && uf->requests[i].unit == unit)
+			return &uf->requests[i];
+	return NULL;
+}
+
+int request_unit(struct umm_region *region, uint64_t unit)
+{
+	struct umm_uf *uf = region->uf;
+	struct umm_store *store = region->store;
+	if (store->timeout_ms) {
+		struct request *request = find_request(uf, region, unit);
+		if (!request) {
+			if (uf->n_requests == MAX_REQUESTS)
+				return -EAGAIN;
+			request = &uf->requests[uf->n_requests++];
+			*request = (struct request){.region = region, .unit = unit};
+		}
+		request->deadline_ns = umm_now_ns() + store->timeout_ms * ns_per_ms;
+	}
+	int err = store->ops->request(store, region, unit * region->unit, region->unit);
+	if (err)
+		request_done(region, unit);
+	return err;
+}
+
+void request_done(struct umm_region *region, uint64_t unit)
+{
+	struct umm_uf *uf = region->uf;
+	struct request *request = find_request(uf, region, unit);
+	if (request)
+		*request = uf->requests[--uf->n_requests];
+}
+
+uint64_t requests_expire(struct umm_uf *uf, uint64_t now)
+{
+	uint64_t next = 0;
+	for (uint32_t i = 0; i < uf->n_requests;) {
+		struct request *request = &uf->requests[i];
+		if (request->deadline_ns > now) {
+			if (!next || request->deadline_ns < next)
+				next = request->deadline_ns;
+			i++;
+			continue;
+		}
+		struct umm_region *region = request->region;
+		uint64_t unit = request->unit;
+		region->counters.store_errors++;
+		uf->counters.store_errors++;
+		if (request->tries++ < region->store->retries && request_unit(region, unit) == 0)
+			continue; /* it has a new deadline: looked at again, and passed */
+		request_done(region, unit);
+		if (unit_state(region, unit) == UNIT_FETCHING)
+			finish_claim(region, unit, NULL, -ETIMEDOUT, 0, false);
+	}
+	return next;
+}

@@ -1,0 +1,155 @@
+/* SIGBUS, the signal of a page that cannot be had: the in-thread mode serves its faults here, and a guard
+ * lets an access to a lost unit complete on a fill.
+ *
+ * A fault in the memory of a region is never taken under one of our locks, so this handler may take them. */
+#include "pager/internal.h"
+
+#include <errno.h>
+#include <sched.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "common/clock.h"
+#include "pager/lock.h"
+
+static struct sigaction previous;
+static pthread_mutex_t install_lock = PTHREAD_MUTEX_INITIALIZER;
+static uint8_t *fill_buffer;
+static uint64_t fill_bytes;
+
+/* Per thread; initial-exec, so that touching it in a signal handler allocates nothing. */
+static _Thread_local __attribute__((tls_model("initial-exec"))) struct {
+	unsigned depth;
+	struct umm_lost first;
+} guard;
+
+static void pass_on(int signal, siginfo_t *info, void *context)
+{
+	if (previous.sa_flags & SA_SIGINFO) {
+		previous.sa_sigaction(signal, info, context);
+	} else if (previous.sa_handler == SIG_DFL || previous.sa_handler == SIG_IGN) {
+		/* Returning repeats the access, now with the default action: death by SIGBUS. */
+		struct sigaction fatal = {.sa_handler = SIG_DFL};
+		sigaction(SIGBUS, &fatal, NULL);
+	} else {
+		previous.sa_handler(signal);
+	}
+}
+
+static bool fill_lost(struct umm_region *region, uint64_t unit, uint64_t offset, uint64_t address)
+{
+	int error = (int)unit_payload(region, unit);
+	uint64_t at = unit * region->unit;
+	for (uint64_t done = 0; done < region->unit;) {
+		uint64_t n = region->unit - done < fill_bytes ? region->unit - done : fill_bytes;
+		uint64_t run, where = region_address_of(region, at + done, &run);
+		if (run < n)
+			return false;
+		struct umm_uffd_result result;
+		umm_uffd_copy(region->uf->fd, where, (uintptr_t)fill_buffer, n, 0, &result);
+		if (result.outcome == UMM_OUTCOME_DEFERRED || result.outcome == UMM_OUTCOME_PARTIAL)
+			return true; /* the access is repeated, and comes here again */
+		if (result.outcome != UMM_OUTCOME_INSTALLED && result.outcome != UMM_OUTCOME_ALREADY_THERE)
+			return false;
+		done += n;
+	}
+	unit_set(region, unit, UNIT_FILLED, (uint32_t)error);
+	if (guard.first.units++ == 0)
+		guard.first = (struct umm_lost){region, address, offset, 1, error};
+	return true;
+}
+
+/* True when the access can be repeated. Lock held. */
+static bool resolve(struct umm_uf *uf, uint64_t address)
+{
+	struct extent *x = extents_find(uf, address);
+	struct umm_region *region = x->region;
+	uint64_t offset = address - x->start + x->offset, unit = offset / region->unit;
+	int state = unit_state(region, unit);
+	if (state == UNIT_POISONED)
+		return guard.depth && fill_lost(region, unit, offset, address);
+	if (!uf->pager->in_thread)
+		return state == UNIT_FILLED; /* filled for another thread meanwhile */
+	struct times times = {.arrived = umm_now_ns()};
+	serve_fault(uf, address, 0, uf->handlers[0].buffer, &times);
+	uf->n_deferred = 0; /* nobody waits: the access is repeated */
+	if (unit_state(region, unit) == UNIT_POISONED)
+		return guard.depth && fill_lost(region, unit, offset, address);
+	return true;
+}
+
+static void on_sigbus(int signal, siginfo_t *info, void *context)
+{
+	int saved_errno = errno;
+	uint64_t address = (uintptr_t)info->si_addr;
+	struct umm_uf *uf = info->si_code > 0 ? find_uf_locked(address) : NULL;
+	bool again = false;
+	if (uf) {
+		struct extent *x = extents_find(uf, address);
+		int before = unit_state(x->region, (address - x->start + x->offset) / x->region->unit);
+		again = resolve(uf, address);
+		pthread_mutex_unlock(&uf->lock);
+		if (again && before != UNIT_MISSING)
+			sched_yield(); /* somebody else's claim: let it end */
+	}
+	if (!again)
+		pass_on(signal, info, context);
+	errno = saved_errno;
+}
+
+int sigbus_install(void)
+{
+	struct sigaction wanted = {.sa_sigaction = on_sigbus,
+	                         .sa_flags = SA_SIGINFO | SA_ONSTACK | SA_RESTART},
+	                 now;
+	sigfillset(&wanted.sa_mask);
+	sigdelset(&wanted.sa_mask, SIGSEGV);
+	sigset_t saved;
+	block_signals(&saved);
+	pthread_mutex_lock(&install_lock);
+	int err = 0;
+	if (!fill_buffer) {
+		fill_bytes = (uint64_t)sysconf(_SC_PAGESIZE);
+		fill_buffer =
+		        mmap(NULL, fill_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+		if (fill_buffer == MAP_FAILED) {
+			fill_buffer = NULL;
+			err = -ENOMEM;
+		} else {
+			memset(fill_buffer, UMM_FILL_BYTE, fill_bytes);
+		}
+	}
+	/* Somebody (faulthandler, a JIT) may have put a handler over ours since. */
+	if (!err && sigaction(SIGBUS, NULL, &now) == 0 &&
+	        (!(now.sa_flags & SA_SIGINFO) || now.sa_sigaction != on_sigbus)) {
+		previous = now;
+		if (sigaction(SIGBUS, &wanted, NULL) < 0)
+			err = -errno;
+	}
+	pthread_mutex_unlock(&install_lock);
+	restore_signals(&saved);
+	return err;
+}
+
+int umm_guard_enter(void)
+{
+	int err = sigbus_install();
+	if (err)
+		return err;
+	if (guard.depth++ == 0)
+		memset(&guard.first, 0, sizeof(guard.first));
+	return 0;
+}
+
+int umm_guard_leave(struct umm_lost *ret)
+{
+	if (!guard.depth)
+		return -EINVAL;
+	memset(ret, 0, sizeof(*ret));
+	if (--guard.depth)
+		return 0;
+	*ret = guard.first;
+	return guard.first.units ? poison_filled(guard.first.region->pager) : 0;
+}
