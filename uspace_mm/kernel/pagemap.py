@@ -65,7 +65,7 @@ _NO_CATEGORY = Category(0)
 _NO_FLAG = ScanFlag(0)
 # The layout of struct page_region.
 REGION = np.dtype([("start", "=u8"), ("end", "=u8"), ("categories", "=u8")])
-_BATCH = 4096
+_BATCH = 2048  # regions per call: 48 KiB
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,7 +47,7 @@ def thp_mode_changed(mode: ThpMode) -> Iterator[None]:
 
 
 def dumpable() -> bool:
-    """Whether /proc/self belongs to this user; a change of user id turns it off (and hides the own pagemap)."""
+    """Whether /proc/self belongs to this user; a change of user id turns it off (hiding its pagemap)."""
     return check(lib.umm_dumpable_get(), "prctl(PR_GET_DUMPABLE)") == 1
 
 
