@@ -320,7 +320,7 @@ static uint64_t low_mark(struct umm_pager *pager)
 static void *evictor_main(void *argument)
 {
 	struct umm_pager *pager = argument;
-	static _Thread_local struct picked batch[BATCH_MAX];
+	struct picked batch[BATCH_MAX];
 	prctl(PR_SET_NAME, "umm-evict");
 	pthread_mutex_lock(&pager->evict_wake_lock);
 	while (!pager->evict_stop) {

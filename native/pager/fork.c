@@ -39,6 +39,26 @@ struct umm_uf *find_uf_locked(uint64_t address)
 	return NULL;
 }
 
+int umm_range_in_region(uint64_t address, uint64_t len)
+{
+	sigset_t saved;
+	block_signals(&saved);
+	int found = 0;
+	pthread_mutex_lock(&pagers_lock);
+	for (struct umm_pager *pager = pagers; pager && !found; pager = pager->next) {
+		for (uint32_t i = 0; i < pager->n_ufs && !found; i++) {
+			struct umm_uf *uf = &pager->ufs[i];
+			pthread_mutex_lock(&uf->lock);
+			struct extent *x = extents_from(uf, address);
+			found = x < uf->extents + uf->n_extents && x->start < address + len;
+			pthread_mutex_unlock(&uf->lock);
+		}
+	}
+	pthread_mutex_unlock(&pagers_lock);
+	restore_signals(&saved);
+	return found;
+}
+
 static void lock_all(void)
 {
 	sigset_t saved;

@@ -28,10 +28,10 @@ enum umm_fork_policy {
 	UMM_FORK_EXCLUDE,  /* MADV_DONTFORK: an access in the child is SIGSEGV */
 };
 
-enum umm_advice {
-	UMM_ADVICE_NORMAL,     /* recognise sequential and strided runs */
-	UMM_ADVICE_SEQUENTIAL, /* prefetch from the first fault on */
-	UMM_ADVICE_RANDOM,     /* never prefetch */
+enum umm_region_advice {
+	UMM_REGION_NORMAL,     /* recognise sequential and strided runs */
+	UMM_REGION_SEQUENTIAL, /* prefetch from the first fault on */
+	UMM_REGION_RANDOM,     /* never prefetch */
 };
 
 struct umm_region_options {
@@ -98,6 +98,9 @@ uint64_t umm_region_address(const struct umm_region *region);
 uint64_t umm_region_mapped_bytes(const struct umm_region *region);
 uint64_t umm_region_unit(const struct umm_region *region);
 int umm_region_stats(struct umm_region *region, struct umm_pager_stats *ret);
+
+/* 1 when any of [address, address + len) is memory of a region of any pager. */
+int umm_range_in_region(uint64_t address, uint64_t len);
 
 /* Ask for a range to be brought in, in the background. Ranges outside the region: -EINVAL. */
 int umm_region_prefetch(struct umm_region *region, uint64_t offset, uint64_t len);

@@ -93,7 +93,7 @@ static struct stream *oldest(struct umm_region *region)
 
 void prefetch_on_fault(struct umm_region *region, uint64_t unit)
 {
-	if (region->advice == UMM_ADVICE_RANDOM || region->n_units < 4)
+	if (region->advice == UMM_REGION_RANDOM || region->n_units < 4)
 		return;
 	uint64_t clock = ++region->stream_clock;
 	for (int i = 0; i < MAX_STREAMS; i++) {
@@ -138,7 +138,7 @@ void prefetch_on_fault(struct umm_region *region, uint64_t unit)
 	}
 	struct stream *stream = oldest(region);
 	*stream = (struct stream){.last = unit, .used = clock};
-	if (region->advice == UMM_ADVICE_SEQUENTIAL) {
+	if (region->advice == UMM_REGION_SEQUENTIAL) {
 		stream->stride = 1;
 		stream->run = run_needed;
 		stream->window = window_first;
@@ -272,7 +272,7 @@ int umm_region_prefetch(struct umm_region *region, uint64_t offset, uint64_t len
 
 int umm_region_advise(struct umm_region *region, int advice)
 {
-	if (advice < UMM_ADVICE_NORMAL || advice > UMM_ADVICE_RANDOM)
+	if (advice < UMM_REGION_NORMAL || advice > UMM_REGION_RANDOM)
 		return -EINVAL;
 	sigset_t saved;
 	block_signals(&saved);

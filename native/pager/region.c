@@ -180,7 +180,7 @@ int umm_region_create(struct umm_pager *pager, struct umm_store *store,
 	region->huge = !region->hugetlb && region->unit == pager->pmd && pager->pmd > pager->page;
 	/* An asynchronous store answers one process. */
 	region->fork_policy = store->ops->request ? UMM_FORK_EXCLUDE : options->fork_policy;
-	region->advice = store->ops->request ? UMM_ADVICE_RANDOM : UMM_ADVICE_NORMAL;
+	region->advice = store->ops->request ? UMM_REGION_RANDOM : UMM_REGION_NORMAL;
 	err = alloc_tables(region);
 	region->owns_mapping = !options->address;
 	region->base = options->address ? options->address

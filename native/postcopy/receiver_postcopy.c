@@ -331,7 +331,7 @@ int umm_receiver_enter(struct umm_receiver *receiver, struct umm_pager *pager, s
 	error = umm_region_create(pager, &receiver->store.store, &options, &receiver->region);
 	if (error)
 		return fail_words(receiver, error, "the received memory cannot become a region of the pager");
-	(void)umm_region_advise(receiver->region, UMM_ADVICE_RANDOM); /* the stream is the prefetch */
+	(void)umm_region_advise(receiver->region, UMM_REGION_RANDOM); /* the stream is the prefetch */
 	receiver->data.protocol.phase = receiver->urgent.protocol.phase = UMM_PHASE_POSTCOPY;
 	atomic_store(&receiver->phase, UMM_PHASE_POSTCOPY);
 	*ret = receiver->region;

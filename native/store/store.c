@@ -21,3 +21,9 @@ void umm_store_put(struct umm_store *store)
 	if (atomic_fetch_sub_explicit(&store->refs, 1, memory_order_acq_rel) == 1)
 		store->ops->destroy(store);
 }
+
+void umm_store_set_policy(struct umm_store *store, unsigned retries, unsigned timeout_ms)
+{
+	store->retries = retries;
+	store->timeout_ms = timeout_ms;
+}

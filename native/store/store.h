@@ -56,6 +56,10 @@ void umm_store_get(struct umm_store *store);
 /* Drops a reference; the last one destroys the store. */
 void umm_store_put(struct umm_store *store);
 
+/* Before the store is given to a region: failed fetches are tried again `retries` times; an answer of an
+ * asynchronous store that takes longer than `timeout_ms` is a failed try. */
+void umm_store_set_policy(struct umm_store *store, unsigned retries, unsigned timeout_ms);
+
 /* All zeros. PRIVATE. */
 extern const struct umm_store_ops *const umm_store_zero_ops;
 int umm_store_zero_create(uint64_t size, struct umm_store **ret);
