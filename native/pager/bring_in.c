@@ -106,7 +106,7 @@ static int64_t bring_fetched(struct umm_region *region, uint64_t first, uint64_t
 			err = error;
 			continue;
 		}
-		uint64_t hash = !failed && region->hashes ? hash_bytes(data, region->unit) : 0;
+		uint64_t hash = failed ? 0 : hash_fetched(region, word, data);
 		int one = finish_claim(region, first + i, data, failed ? error : 0, hash, prefetched);
 		if (!one) {
 			region->counters.bytes_fetched += region->unit;

@@ -167,7 +167,7 @@ static void serve_missing(struct umm_region *region, uint64_t unit, uint64_t add
 	if (!uf->pager->in_thread)
 		pthread_mutex_unlock(&uf->lock);
 	int error = fetch_unit(region, unit, word, layer, buffer);
-	uint64_t hash = !error && region->hashes ? hash_bytes(buffer, region->unit) : 0;
+	uint64_t hash = error ? 0 : hash_fetched(region, word, buffer);
 	times->fetched = umm_now_ns();
 	if (!uf->pager->in_thread)
 		pthread_mutex_lock(&uf->lock);

@@ -21,6 +21,14 @@ const void *peek_unit(struct umm_region *region, uint64_t unit)
 	return store->ops->peek(store, unit * region->unit, region->unit);
 }
 
+uint64_t hash_fetched(const struct umm_region *region, uint32_t word, const void *data)
+{
+	/* A stored copy that can be looked at is compared as it is (equals_stored). */
+	if (!region->hashes || (region->store->ops->peek && !(word & UNIT_SPILLED)))
+		return 0;
+	return hash_bytes(data, region->unit);
+}
+
 /* A child's snapshot is the store as it was at the fork: once the parent has flushed, it cannot be had. */
 static bool snapshot_is_stale(const struct umm_region *region)
 {

@@ -38,12 +38,7 @@ static void *handler_main(void *argument)
 	        {.fd = uf->fd, .events = POLLIN}, {.fd = uf->pager->stop_fd, .events = POLLIN}};
 
 	for (;;) {
-		/* Blocked at creation, so that no signal handler ever runs here. */
-		if (poll(fds, 2, -1) < 0 && errno != EINTR)
-			break;
 		struct times times = {.arrived = umm_now_ns()};
-		if (fds[1].revents)
-			break;
 		throttle(uf->pager);
 		pthread_mutex_lock(&uf->lock);
 		struct umm_uffd_msg msg;
@@ -70,6 +65,15 @@ static void *handler_main(void *argument)
 			sched_yield();
 		if (err == -ENOMEM)
 			usleep(pause_for_memory_us);
+		/* Read first, poll only when there was nothing: the COPY wakes a faulting thread on this CPU,
+		 * which runs, and often faults again, before this thread comes back from the ioctl.
+		 * Signals are blocked at creation, so that no signal handler ever runs here. */
+		if (err != -EAGAIN)
+			continue;
+		if (poll(fds, 2, -1) < 0 && errno != EINTR)
+			break;
+		if (fds[1].revents)
+			break;
 	}
 	return NULL;
 }

@@ -358,6 +358,9 @@ const void *peek_unit(struct umm_region *region, uint64_t unit);
  * lock held; the caller has claimed the unit. */
 int fetch_unit(struct umm_region *region, uint64_t unit, uint32_t word, uint8_t layer, void *buffer);
 uint64_t hash_bytes(const void *data, uint64_t len);
+/* What to remember of a unit that was just read: 0 where its stored copy stays in sight. `word`: the unit's before
+ * it was claimed. */
+uint64_t hash_fetched(const struct umm_region *region, uint32_t word, const void *data);
 /* Remember what the stored copy looks like. Lock held. */
 void note_stored(struct umm_region *region, uint64_t unit, uint64_t hash);
 /* True when `data` equals the stored copy. Lock not needed: the caller holds evict_lock and the claim. */
