@@ -34,8 +34,9 @@ struct umm_receiver_stats {
 };
 
 int umm_receiver_create(unsigned idle_ms, struct umm_receiver **ret);
-/* Ends the threads. The region, if there is one, must be closed before; without one the memory is unmapped.
- */
+/* After stop: wait for the threads to end; what is missing has failed then, and the region can be closed. */
+void umm_receiver_join(struct umm_receiver *receiver);
+/* Stops and joins. The region, if there is one, must be closed before; without one the memory is unmapped. */
 void umm_receiver_destroy(struct umm_receiver *receiver);
 void umm_receiver_stop(struct umm_receiver *receiver);
 /* Take a connected stream socket over (in every case): the first one becomes DATA, the second URGENT. The

@@ -67,7 +67,6 @@ void umm_receiver_store_init(struct umm_receiver *receiver);
 /* Send what queued up while the socket was full. */
 void umm_receiver_send_queued(struct umm_receiver *receiver);
 int umm_receiver_failed(struct umm_receiver *receiver, struct umm_channel *channel, int error);
-void umm_receiver_join(struct umm_receiver *receiver);
 
 static inline void umm_receiver_set_state(struct umm_receiver *receiver, uint64_t page, uint8_t state)
 {
