@@ -59,8 +59,9 @@ def finish_message(
 
 _FINISH_TEXT = ("digest", "slowest_fault_stage")
 _FINISH_NUMBERS = (
-    "steps", "faults", "fault_p50_ns", "fault_p99_ns", "fault_p999_ns", "slowest_fault_ns", "urgent_pages",
-    "bulk_pages", "duplicate_pages", "last_page_ns", "switch_ns", "words", "lines",
+    "steps", "faults", "faults_overtaken", "fault_p50_ns", "fault_p99_ns", "fault_p999_ns",
+    "slowest_fault_ns", "urgent_pages", "bulk_pages", "duplicate_pages", "last_page_ns", "switch_ns",
+    "words", "lines",
 )  # fmt: skip
 
 
