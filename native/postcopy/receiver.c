@@ -10,6 +10,8 @@
 #include <unistd.h>
 
 #include "common/clock.h"
+#include "kernel/userfaultfd.h"
+#include "pager/pager.h"
 #include "postcopy/sender.h"
 
 int umm_receiver_failed(struct umm_receiver *receiver, struct umm_channel *channel, int error)
@@ -50,14 +52,11 @@ int umm_receiver_create(unsigned idle_ms, struct umm_receiver **ret)
 
 void umm_receiver_destroy(struct umm_receiver *receiver)
 {
-	umm_receiver_stop(receiver);
-	umm_receiver_join(receiver);
+	(void)umm_receiver_leave(receiver);
 	if (receiver->data.fd >= 0)
 		umm_channel_deinit(&receiver->data);
 	if (receiver->urgent.fd >= 0)
 		umm_channel_deinit(&receiver->urgent);
-	if (receiver->memory && !receiver->region)
-		munmap(receiver->memory, receiver->pages * receiver->page_size);
 	if (receiver->stopfd >= 0)
 		close(receiver->stopfd);
 	if (receiver->wakefd >= 0)
@@ -65,6 +64,8 @@ void umm_receiver_destroy(struct umm_receiver *receiver)
 	free(receiver->missing);
 	free(receiver->arrived);
 	free(receiver->unsent);
+	free(receiver->asked_at);
+	free(receiver->sent_at);
 	free(receiver->states);
 	free(receiver->digests);
 	free(receiver->buffers[0]);
@@ -88,11 +89,14 @@ static int allocate(struct umm_receiver *receiver)
 	receiver->arrived = calloc(1, umm_bitmap_bytes(receiver->pages));
 	receiver->unsent = calloc(1, umm_bitmap_bytes(receiver->pages));
 	receiver->states = calloc(1, receiver->pages);
+	receiver->asked_at = calloc(receiver->pages, sizeof *receiver->asked_at);
+	receiver->sent_at = calloc(receiver->pages, sizeof *receiver->sent_at);
 	receiver->digests = malloc(receiver->pages * sizeof *receiver->digests);
 	receiver->buffers[0] = calloc(1, frame);
 	receiver->buffers[1] = calloc(1, frame);
 	if (!receiver->missing || !receiver->arrived || !receiver->unsent || !receiver->states ||
-	        !receiver->digests || !receiver->buffers[0] || !receiver->buffers[1])
+	        !receiver->asked_at || !receiver->sent_at || !receiver->digests || !receiver->buffers[0] ||
+	        !receiver->buffers[1])
 		return -ENOMEM;
 	void *memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	if (memory == MAP_FAILED)
@@ -175,8 +179,17 @@ int umm_receiver_connect(struct umm_receiver *receiver, int fd, uint64_t max_byt
 	channel->deadline_ns = 0;
 	channel->protocol.phase = UMM_PHASE_PRECOPY;
 	channel->protocol.pages = receiver->pages;
-	if (connection == UMM_CONNECTION_URGENT)
-		atomic_store(&receiver->phase, UMM_PHASE_PRECOPY);
+	if (connection == UMM_CONNECTION_DATA)
+		return 0;
+	/* Now, not at the switch: its threads take a while to start. */
+	const struct umm_pager_options options = {.uffd_source = UMM_UFFD_SOURCE_ANY};
+	error = umm_pager_create(&options, &receiver->pager);
+	if (error) {
+		(void)umm_channel_fail(
+		        channel, error, "the destination cannot start a pager: %s", strerror(-error));
+		return umm_receiver_failed(receiver, channel, error);
+	}
+	atomic_store(&receiver->phase, UMM_PHASE_PRECOPY);
 	return 0;
 }
 

@@ -1,17 +1,17 @@
 /* The destination's side of a migration: memory that fills up, and that is used before it is full.
  *
  * One thread drives it: create, connect (DATA, then URGENT), precopy, enter, running, then await_complete
- * and finish, while other threads use the memory. After enter the memory is a region of the pager whose
- * missing pages come from here; two threads of this file receive them. When a connection is lost, the
- * pages that did not arrive fail: their readers get SIGBUS. */
+ * and finish, while other threads use the memory; at last leave and destroy. After enter the memory is a
+ * region of a pager of the receiver's own, whose missing pages come from here; two threads receive them.
+ * When a connection is lost, the pages that did not arrive fail: their readers get SIGBUS. */
 #ifndef UMM_POSTCOPY_RECEIVER_H
 #define UMM_POSTCOPY_RECEIVER_H
 
 #include <stdint.h>
 
+#include "common/histogram.h"
+
 struct umm_receiver;
-struct umm_pager;
-struct umm_region;
 
 struct umm_receiver_stats {
 	uint64_t pages_total, page_size;
@@ -33,10 +33,26 @@ struct umm_receiver_stats {
 	int32_t error;         /* of the receiving threads: -errno */
 };
 
+/* How faults that had to ask the source were served, in nanoseconds: from the handler's asking to the wake.
+ */
+struct umm_receiver_bucket {
+	uint64_t low, high, count; /* latencies in [low, high) */
+};
+struct umm_receiver_faults {
+	uint64_t count, p50_ns, p99_ns, p999_ns, max_ns;
+	/* Of the slowest one: until the request was in the socket, until the page was here, until the wake.
+	 */
+	uint64_t slowest_queue_ns, slowest_fetch_ns, slowest_install_ns;
+	uint64_t overtaken; /* faults whose page the stream brought before the handler looked: not in `count`
+	                     */
+	uint64_t buckets_used;
+	struct umm_receiver_bucket buckets[UMM_HISTOGRAM_BUCKETS]; /* those that are not empty */
+};
+
 int umm_receiver_create(unsigned idle_ms, struct umm_receiver **ret);
-/* After stop: wait for the threads to end; what is missing has failed then, and the region can be closed. */
-void umm_receiver_join(struct umm_receiver *receiver);
-/* Stops and joins. The region, if there is one, must be closed before; without one the memory is unmapped. */
+/* Stop, wait for the threads to end (what is missing has failed then), and unmap the memory. */
+int umm_receiver_leave(struct umm_receiver *receiver);
+/* Leaves, if that was not done. */
 void umm_receiver_destroy(struct umm_receiver *receiver);
 void umm_receiver_stop(struct umm_receiver *receiver);
 /* Take a connected stream socket over (in every case): the first one becomes DATA, the second URGENT. The
@@ -44,10 +60,14 @@ void umm_receiver_stop(struct umm_receiver *receiver);
 int umm_receiver_connect(struct umm_receiver *receiver, int fd, uint64_t max_bytes);
 /* Receive until the switch. *state: the state of the work, as long as the receiver lives. */
 int umm_receiver_precopy(struct umm_receiver *receiver, const char **state, uint32_t *len);
-/* Make the memory a region of `pager`, start the threads. The receiver keeps a reference to neither. */
-int umm_receiver_enter(struct umm_receiver *receiver, struct umm_pager *pager, struct umm_region **ret);
+/* Make the memory a region, start the threads. */
+int umm_receiver_enter(struct umm_receiver *receiver);
 /* Tell the source that the work goes on here. */
 int umm_receiver_running(struct umm_receiver *receiver);
+/* Around accesses to the memory, in the accessing thread: between the two, a page that never arrived reads as
+ * a fill byte; *lost: how many such pages were met. See umm_guard_enter in pager/pager.h. */
+int umm_receiver_guard_enter(struct umm_receiver *receiver);
+int umm_receiver_guard_leave(struct umm_receiver *receiver, uint64_t *lost);
 /* Wait until every page arrived and was verified: 0, -ETIMEDOUT after timeout_ms, or the threads' error. */
 int umm_receiver_await_complete(struct umm_receiver *receiver, unsigned timeout_ms);
 /* Send the result of the work, wait for the source's verdict. */
@@ -58,6 +78,8 @@ void umm_receiver_abort(struct umm_receiver *receiver, const char *text);
 uint64_t umm_receiver_address(struct umm_receiver *receiver);
 uint64_t umm_receiver_size(struct umm_receiver *receiver);
 void umm_receiver_stats(struct umm_receiver *receiver, struct umm_receiver_stats *ret);
+/* All zero before enter. */
+int umm_receiver_faults(struct umm_receiver *receiver, struct umm_receiver_faults *ret);
 const char *umm_receiver_error(struct umm_receiver *receiver);
 /* One byte per page, enum umm_page_state (sender.h); lives as long as the receiver. */
 const uint8_t *umm_receiver_states(struct umm_receiver *receiver);

@@ -32,6 +32,7 @@ struct umm_receiver {
 	uint64_t *digests;   /* of the content that came last, computed here */
 	uint8_t *buffers[2]; /* [enum umm_connection]: a frame's pages */
 
+	struct umm_pager *pager;
 	struct umm_region *region;
 	pthread_t threads[2];
 	unsigned started;
@@ -39,6 +40,11 @@ struct umm_receiver {
 	_Atomic int error;    /* the first one of either thread */
 	_Atomic uint64_t installed, zero_pages, urgent_pages, bulk_pages, duplicates, requests, lost;
 	_Atomic uint64_t last_page_at, last_sign_at;
+
+	/* Monotonic times per page, 0: not asked for. */
+	uint64_t *asked_at, *sent_at;
+	struct umm_histogram latency;
+	uint64_t slowest_ns, slowest_queue_ns, slowest_fetch_ns; /* under lock */
 
 	/* Requests. request_lock is held for one non-blocking send; nothing that could fault runs under it.
 	 */
@@ -63,7 +69,11 @@ struct umm_receiver {
 /* Receive the payload of a PAGES frame to `to`, check and keep the digests. */
 int umm_receiver_take_pages(struct umm_receiver *receiver, struct umm_channel *channel,
         const struct umm_frame *frame, uint8_t *to, uint64_t *digests);
+/* Waits for the receiving threads; umm_receiver_stop makes them end. */
+void umm_receiver_join(struct umm_receiver *receiver);
 void umm_receiver_store_init(struct umm_receiver *receiver);
+void *umm_receiver_urgent_main(void *receiver);
+void *umm_receiver_data_main(void *receiver);
 /* Send what queued up while the socket was full. */
 void umm_receiver_send_queued(struct umm_receiver *receiver);
 int umm_receiver_failed(struct umm_receiver *receiver, struct umm_channel *channel, int error);

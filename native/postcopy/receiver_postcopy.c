@@ -1,22 +1,17 @@
-/* The destination after the switch: the two threads that receive, and what the driving thread calls. */
+/* The destination after the switch: the two threads that receive. receiver_enter.c starts them. */
 #include "postcopy/receiver_internal.h"
 
 #include <endian.h>
 #include <errno.h>
 #include <poll.h>
-#include <signal.h>
-#include <stdio.h>
 #include <string.h>
 #include <sys/eventfd.h>
-#include <sys/mman.h>
 #include <sys/socket.h>
 #include <time.h>
 
 #include "common/clock.h"
 #include "pager/pager.h"
 #include "postcopy/sender.h"
-
-/* --- arrivals --- */
 
 static void signal_change(struct umm_receiver *receiver)
 {
@@ -45,13 +40,36 @@ static uint64_t claim(struct umm_receiver *receiver, uint64_t *first, uint64_t e
 	return run;
 }
 
+/* Pages that somebody may have waited for were received at `came` and are installed now. */
+static void record_waits(struct umm_receiver *receiver, uint64_t first, uint64_t count, uint64_t came)
+{
+	const uint64_t now = umm_now_ns();
+	for (uint64_t page = first; page < first + count; page++) {
+		uint64_t asked = __atomic_load_n(&receiver->asked_at[page], __ATOMIC_ACQUIRE);
+		uint64_t sent = __atomic_load_n(&receiver->sent_at[page], __ATOMIC_RELAXED);
+		if (!asked || asked > now)
+			continue;
+		umm_histogram_record(&receiver->latency, now - asked);
+		/* The stream may have been faster than the request, or than its sending. */
+		if (sent < asked || sent > came)
+			sent = asked > came ? asked : came;
+		pthread_mutex_lock(&receiver->lock);
+		if (now - asked > receiver->slowest_ns) {
+			receiver->slowest_ns = now - asked;
+			receiver->slowest_queue_ns = sent - asked;
+			receiver->slowest_fetch_ns = came > sent ? came - sent : 0;
+		}
+		pthread_mutex_unlock(&receiver->lock);
+	}
+}
+
 /* Give pages to the region. data NULL: zeros, and digests NULL. */
 static int arrive(struct umm_receiver *receiver, struct umm_channel *channel, const struct umm_frame *frame,
         const uint8_t *data, const uint64_t *digests)
 {
 	const uint64_t size = receiver->page_size, end = frame->first + frame->count;
 	const bool urgent = channel == &receiver->urgent;
-	uint64_t first = frame->first, run;
+	uint64_t first = frame->first, run, came = umm_now_ns();
 	while ((run = claim(receiver, &first, end))) {
 		for (uint64_t page = first; page < first + run; page++) {
 			receiver->digests[page] =
@@ -66,6 +84,7 @@ static int arrive(struct umm_receiver *receiver, struct umm_channel *channel, co
 			return umm_channel_fail(channel, error, "cannot install page %llu: %s",
 			        (unsigned long long)first, strerror(-error));
 		}
+		record_waits(receiver, first, run, came);
 		atomic_fetch_add(urgent ? &receiver->urgent_pages : &receiver->bulk_pages, run);
 		if (!data)
 			atomic_fetch_add(&receiver->zero_pages, run);
@@ -117,7 +136,7 @@ static void lose(struct umm_receiver *receiver, struct umm_channel *channel, int
 	signal_change(receiver);
 }
 
-static void *urgent_main(void *context)
+void *umm_receiver_urgent_main(void *context)
 {
 	struct umm_receiver *receiver = context;
 	struct umm_channel *channel = &receiver->urgent;
@@ -152,8 +171,6 @@ static void *urgent_main(void *context)
 	}
 	return NULL;
 }
-
-/* --- the data connection: stream, digests, verdict --- */
 
 static int await_arrivals(struct umm_receiver *receiver)
 {
@@ -254,7 +271,7 @@ static int data_frame(struct umm_receiver *receiver)
 	}
 }
 
-static void *data_main(void *context)
+void *umm_receiver_data_main(void *context)
 {
 	struct umm_receiver *receiver = context;
 	int error = 0;
@@ -263,143 +280,4 @@ static void *data_main(void *context)
 	if (error)
 		lose(receiver, &receiver->data, error);
 	return NULL;
-}
-
-/* --- what the driving thread calls --- */
-
-static int start_thread(struct umm_receiver *receiver, void *(*run)(void *))
-{
-	sigset_t all, before;
-	sigfillset(&all);
-	pthread_sigmask(SIG_SETMASK, &all, &before);
-	int error = pthread_create(&receiver->threads[receiver->started], NULL, run, receiver);
-	pthread_sigmask(SIG_SETMASK, &before, NULL);
-	receiver->started += !error;
-	return -error;
-}
-
-void umm_receiver_join(struct umm_receiver *receiver)
-{
-	while (receiver->started)
-		pthread_join(receiver->threads[--receiver->started], NULL);
-}
-
-/* Old versions of missing pages were received in a round: they must be missing, so that a touch faults. */
-static int drop_missing(struct umm_receiver *receiver)
-{
-	const uint64_t size = receiver->page_size, pages = receiver->pages;
-	uint64_t first = 0;
-	while ((first = umm_bitmap_next(receiver->missing, pages, first, true)) < pages) {
-		uint64_t end = umm_bitmap_next(receiver->missing, pages, first, false);
-		if (madvise(receiver->memory + first * size, (end - first) * size, MADV_DONTNEED))
-			return -errno;
-		first = end;
-	}
-	return 0;
-}
-
-static int fail_words(struct umm_receiver *receiver, int error, const char *what)
-{
-	if (error && !receiver->text[0])
-		snprintf(receiver->text, sizeof receiver->text, "%s: %s", what, strerror(-error));
-	return error;
-}
-
-int umm_receiver_enter(struct umm_receiver *receiver, struct umm_pager *pager, struct umm_region **ret)
-{
-	struct umm_pager_stats stats;
-	int error = umm_pager_stats(pager, &stats);
-	if (error)
-		return error;
-	/* A budget evicts clean pages and asks for them again, when the source may be gone. */
-	if (atomic_load(&receiver->phase) != UMM_PHASE_PRECOPY || !receiver->switch_came_at ||
-	        stats.budget_bytes)
-		return -EINVAL;
-	error = drop_missing(receiver);
-	if (error)
-		return fail_words(receiver, error, "madvise(MADV_DONTNEED) of the missing pages");
-	for (uint64_t i = 0; i < umm_bitmap_bytes(receiver->pages); i++)
-		receiver->arrived[i] = (uint8_t)~receiver->missing[i];
-	umm_receiver_store_init(receiver);
-	const struct umm_region_options options = {
-	        .size = umm_receiver_size(receiver),
-	        .unit = receiver->page_size,
-	        .fork_policy = UMM_FORK_EXCLUDE,
-	        .address = umm_receiver_address(receiver),
-	        .present = receiver->arrived,
-	};
-	error = umm_region_create(pager, &receiver->store.store, &options, &receiver->region);
-	if (error)
-		return fail_words(receiver, error, "the received memory cannot become a region of the pager");
-	(void)umm_region_advise(receiver->region, UMM_REGION_RANDOM); /* the stream is the prefetch */
-	receiver->data.protocol.phase = receiver->urgent.protocol.phase = UMM_PHASE_POSTCOPY;
-	atomic_store(&receiver->phase, UMM_PHASE_POSTCOPY);
-	*ret = receiver->region;
-	if (!receiver->stats.missing_pages)
-		atomic_store(&receiver->leaving, true);
-	error = start_thread(receiver, data_main);
-	if (!error)
-		error = start_thread(receiver, urgent_main);
-	if (error)
-		umm_receiver_stop(receiver); /* what is missing fails */
-	return fail_words(receiver, error, "pthread_create");
-}
-
-int umm_receiver_running(struct umm_receiver *receiver)
-{
-	if (atomic_load(&receiver->phase) != UMM_PHASE_POSTCOPY)
-		return -EINVAL;
-	receiver->running_at = umm_now_ns();
-	return umm_channel_send(
-	        &receiver->data, &(struct umm_frame){.type = UMM_FRAME_RUNNING}, NULL, 0, NULL, 0);
-}
-
-static struct timespec in_ns(uint64_t ns)
-{
-	ns += umm_now_ns();
-	return (struct timespec){.tv_sec = (time_t)(ns / 1000000000u), .tv_nsec = (long)(ns % 1000000000u)};
-}
-
-int umm_receiver_await_complete(struct umm_receiver *receiver, unsigned timeout_ms)
-{
-	struct timespec until = in_ns(timeout_ms * 1000000ull);
-	int error = 0;
-	pthread_mutex_lock(&receiver->lock);
-	while (!receiver->complete && !error && !(error = atomic_load(&receiver->error)))
-		error = -pthread_cond_timedwait(&receiver->changed, &receiver->lock, &until);
-	if (receiver->complete)
-		error = 0;
-	pthread_mutex_unlock(&receiver->lock);
-	return error;
-}
-
-int umm_receiver_finish(struct umm_receiver *receiver, const char *text, uint32_t len, const char **verdict,
-        uint32_t *verdict_len)
-{
-	if (atomic_load(&receiver->phase) != UMM_PHASE_FINISH || len > UMM_FRAME_MAX_TEXT)
-		return -EINVAL;
-	int error = umm_channel_send(
-	        &receiver->data, &(struct umm_frame){.type = UMM_FRAME_FINISH}, text, len, NULL, 0);
-	atomic_store(&receiver->last_sign_at, umm_now_ns());
-	pthread_mutex_lock(&receiver->lock);
-	while (!error && !receiver->verdict_came && !(error = atomic_load(&receiver->error))) {
-		struct timespec until = in_ns(100000000);
-		(void)pthread_cond_timedwait(&receiver->changed, &receiver->lock, &until);
-		if (umm_now_ns() - atomic_load(&receiver->last_sign_at) > receiver->idle_ms * 1000000ull &&
-		        !receiver->verdict_came)
-			error = umm_channel_fail(&receiver->data, -ETIMEDOUT,
-			        "no verdict and no sign of life from the source for %u ms",
-			        receiver->idle_ms);
-	}
-	if (receiver->verdict_came)
-		error = 0;
-	umm_receiver_failed(receiver, &receiver->data, error);
-	pthread_mutex_unlock(&receiver->lock);
-	if (error)
-		return error;
-	receiver->verdict[receiver->verdict_len] = 0;
-	*verdict = receiver->verdict;
-	*verdict_len = receiver->verdict_len;
-	atomic_store(&receiver->phase, UMM_PHASE_DONE);
-	return 0;
 }

@@ -6,6 +6,7 @@
 #include <sys/eventfd.h>
 #include <sys/socket.h>
 
+#include "common/clock.h"
 #include "postcopy/receiver_internal.h"
 
 static void queue_request(struct umm_receiver *receiver, uint64_t first, uint64_t count)
@@ -32,6 +33,9 @@ static bool send_request(struct umm_receiver *receiver, uint64_t first, uint32_t
 		/* A broken connection is the receiving threads' to find; they fail every missing page. */
 		return errno != EAGAIN && errno != EWOULDBLOCK && errno != EINTR;
 	atomic_fetch_add_explicit(&receiver->requests, 1, memory_order_relaxed);
+	uint64_t now = umm_now_ns();
+	for (uint64_t page = first; page < first + count; page++)
+		__atomic_store_n(&receiver->sent_at[page], now, __ATOMIC_RELAXED);
 	if (sent < UMM_FRAME_HEADER) {
 		receiver->tail_len = UMM_FRAME_HEADER - (unsigned)sent;
 		memcpy(receiver->tail, bytes + sent, receiver->tail_len);
@@ -49,6 +53,12 @@ static int store_request(struct umm_store *store, struct umm_region *region, uin
 	         count = (len + receiver->page_size - 1) / receiver->page_size;
 	if (atomic_load(&receiver->leaving))
 		return -EIO;
+	uint64_t now = umm_now_ns();
+	for (uint64_t page = first; page < first + count; page++) {
+		uint64_t never = 0;
+		(void)__atomic_compare_exchange_n(
+		        &receiver->asked_at[page], &never, now, 0, __ATOMIC_RELEASE, __ATOMIC_RELAXED);
+	}
 	pthread_mutex_lock(&receiver->request_lock);
 	while (count) {
 		uint32_t n = count < receiver->max_pages ? (uint32_t)count : receiver->max_pages;

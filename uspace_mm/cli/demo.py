@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from uspace_mm.cli import CommandProtocol
 
 # A module of uspace_mm.cli per entry; each has a class `Command`, as the top-level commands do.
-DEMOS: tuple[str, ...] = ("demo_pager",)
+DEMOS: tuple[str, ...] = ("demo_postcopy", "demo_pager")
 
 
 class Command:

@@ -41,6 +41,7 @@ def finish_message(
         "steps": steps,
         "digest": digest,
         "faults": faults.faults,
+        "faults_overtaken": faults.overtaken,
         "fault_p50_ns": faults.p50_ns,
         "fault_p99_ns": faults.p99_ns,
         "fault_p999_ns": faults.p999_ns,

@@ -15,7 +15,7 @@ from uspace_mm.errors import UspaceError
 
 def _leave_with_parent() -> None:
     """The parent holds our stdin open; when it is gone, so are we, wherever we wait."""
-    while os.read(0, 4096):
+    while os.read(0, 512):
         pass
     os._exit(1)
 

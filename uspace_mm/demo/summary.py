@@ -30,7 +30,8 @@ def rows(result: dict[str, Any], frequent: list[tuple[str, int]]) -> list[tuple[
         (
             "faults",
             f"{result['faults']:,}: p50 {microseconds(result['fault_p50_ns'])}, "
-            f"p99 {microseconds(result['fault_p99_ns'])}, p99.9 {microseconds(result['fault_p999_ns'])}",
+            f"p99 {microseconds(result['fault_p99_ns'])}, p99.9 {microseconds(result['fault_p999_ns'])}; "
+            f"{result['faults_overtaken']:,} more met by the stream",
         ),
     ]
     if result["faults"]:

@@ -26,14 +26,17 @@ class PagesLost(PostcopyError):
 
 @dataclass(frozen=True)
 class FaultReport:
-    """How faults were served: nanoseconds, from the handler's notice to the wake."""
+    """How faults that had to ask the source were served: nanoseconds, from the asking to the wake."""
 
     faults: int
     p50_ns: int
     p99_ns: int
     p999_ns: int
     slowest_ns: int
+    #: where the slowest one was longest: ``queue`` (until the request was sent), ``fetch``, ``install``
     slowest_stage: str
+    #: faults (not in ``faults``) whose page the stream had brought before the handler looked
+    overtaken: int
     #: (low, high, count) of each bucket with something in it, bounds in nanoseconds
     histogram: tuple[tuple[int, int, int], ...]
 
@@ -46,8 +49,6 @@ class Receiver:
 
     def __init__(self, idle_s: float = 10.0) -> None:
         self._receiver: Any = None
-        self._pager: Any = None
-        self._region: Any = None
         out = _ffi.new("struct umm_receiver **")
         raise_for(_lib.umm_receiver_create(int(idle_s * 1000), out), "umm_receiver_create", "")
         self._receiver = out[0]
@@ -71,14 +72,7 @@ class Receiver:
 
     def enter(self) -> npt.NDArray[np.uint8]:
         """Let the memory be used before it is complete; a touch of what is missing fetches it."""
-        options = _ffi.new("struct umm_pager_options *", {"uffd_source": 3})  # any way that works
-        out = _ffi.new("struct umm_pager **")
-        raise_for(_lib.umm_pager_create(options, out), "umm_pager_create", "")
-        self._pager = out[0]
-        region = _ffi.new("struct umm_region **")
-        result = _lib.umm_receiver_enter(self._receiver, self._pager, region)
-        self._region = region[0]
-        self._check(result, "umm_receiver_enter")
+        self._check(_lib.umm_receiver_enter(self._receiver), "umm_receiver_enter")
         return self.memory()
 
     def memory(self) -> npt.NDArray[np.uint8]:
@@ -124,15 +118,15 @@ class Receiver:
         Inside the block such pages read as a fill byte (``umm_guard_enter`` in ``native/pager/pager.h``), so
         whatever the block computed from them is to be thrown away; an error that it caused is replaced.
         """
-        raise_for(_lib.umm_guard_enter(), "umm_guard_enter", "")
+        raise_for(_lib.umm_receiver_guard_enter(self._receiver), "umm_guard_enter", "")
         failure: Exception | None = None
         try:
             yield
         except Exception as error:
             failure = error
-        lost = _ffi.new("struct umm_lost *")
-        _lib.umm_guard_leave(lost)
-        if lost.units:
+        lost = _ffi.new("uint64_t *")
+        raise_for(_lib.umm_receiver_guard_leave(self._receiver, lost), "umm_guard_leave", "")
+        if lost[0]:
             why = text_of(_lib.umm_receiver_error(self._receiver))
             total = self.stats()["lost_pages"]
             raise PagesLost(f"{total} pages of the source never arrived, and the work touched one: {why}")
@@ -154,45 +148,29 @@ class Receiver:
 
     def faults(self) -> FaultReport:
         """Latency of the faults so far; all zero before :meth:`enter`."""
-        stats = _ffi.new("struct umm_pager_stats *")
-        if self._region is not None:
-            raise_for(_lib.umm_region_stats(self._region, stats), "umm_region_stats", "")
-        latency = stats.latency
-        stages = {name: int(getattr(latency, name).max) for name in ("queue", "fetch", "install")}
-        low, high = _ffi.new("uint64_t *"), _ffi.new("uint64_t *")
-        buckets = []
-        counts = np.frombuffer(_ffi.buffer(latency.total.buckets), np.uint64)
-        for bucket in np.flatnonzero(counts):
-            _lib.umm_histogram_bounds(int(bucket), low, high)
-            buckets.append((int(low[0]), int(high[0]), int(counts[bucket])))
-
-        def quantile(q: float) -> int:
-            return int(_lib.umm_histogram_quantile(_ffi.addressof(latency.total), q))
-
+        found = _ffi.new("struct umm_receiver_faults *")
+        raise_for(_lib.umm_receiver_faults(self._receiver, found), "umm_region_stats", "")
+        stages = {name: int(getattr(found, f"slowest_{name}_ns")) for name in ("queue", "fetch", "install")}
+        buckets = found.buckets[0 : found.buckets_used]
         return FaultReport(
-            faults=int(latency.total.count),
-            p50_ns=quantile(0.5),
-            p99_ns=quantile(0.99),
-            p999_ns=quantile(0.999),
-            slowest_ns=int(latency.total.max),
-            slowest_stage=max(stages, key=lambda name: stages[name]) if latency.total.count else "",
-            histogram=tuple(buckets),
+            faults=int(found.count),
+            p50_ns=int(found.p50_ns),
+            p99_ns=int(found.p99_ns),
+            p999_ns=int(found.p999_ns),
+            slowest_ns=int(found.max_ns),
+            slowest_stage=max(stages, key=lambda name: stages[name]) if found.count else "",
+            overtaken=int(found.overtaken),
+            histogram=tuple((int(b.low), int(b.high), int(b.count)) for b in buckets),
         )
 
     def close(self) -> None:
         """Close the connections and unmap the memory. Pages that are missing fail first, so nobody hangs."""
         if self._receiver is None:
             return
-        _lib.umm_receiver_stop(self._receiver)
-        _lib.umm_receiver_join(self._receiver)
-        if self._region is not None:
-            raise_for(_lib.umm_region_close(self._region), "umm_region_close", "")
-            self._region = None
+        result = _lib.umm_receiver_leave(self._receiver)
         _lib.umm_receiver_destroy(self._receiver)
         self._receiver = None
-        if self._pager is not None:
-            raise_for(_lib.umm_pager_destroy(self._pager), "umm_pager_destroy", "")
-            self._pager = None
+        raise_for(result, "umm_receiver_leave", "")
 
     def __enter__(self) -> Receiver:
         return self
