@@ -321,3 +321,22 @@ int umm_region_fail(struct umm_region *region, uint64_t offset, uint64_t len, in
 	restore_signals(&saved);
 	return 0;
 }
+
+int umm_region_refuse(struct umm_region *region, uint64_t offset, uint64_t len, int error)
+{
+	struct umm_uf *uf = region->uf;
+	if (check_range(region, offset, len) || !error || len != region->unit)
+		return -EINVAL;
+	uint64_t unit = offset / region->unit;
+	sigset_t saved;
+	block_signals(&saved);
+	pthread_mutex_lock(&uf->lock);
+	bool again = unit_state(region, unit) == UNIT_FETCHING && request_again(region, unit);
+	if (again) {
+		region->counters.store_errors++;
+		uf->counters.store_errors++;
+	}
+	pthread_mutex_unlock(&uf->lock);
+	restore_signals(&saved);
+	return again ? 0 : umm_region_fail(region, offset, len, error);
+}

@@ -113,8 +113,9 @@ struct umm_region {
 	_Atomic uint64_t *flush_epoch; /* shared with children: counts flushes that change the store */
 	uint64_t child_epoch;
 
-	uint32_t claims; /* threads that work on units of this region without the lock */
-	int write_error; /* the newest failure of a write on eviction */
+	uint32_t dependents; /* stores on this region */
+	uint32_t claims;     /* threads that work on units of this region without the lock */
+	int write_error;     /* the newest failure of a write on eviction */
 	struct stream streams[MAX_STREAMS];
 	uint64_t stream_clock;
 	struct umm_pager_counters counters;
@@ -358,8 +359,8 @@ const void *peek_unit(struct umm_region *region, uint64_t unit);
  * lock held; the caller has claimed the unit. */
 int fetch_unit(struct umm_region *region, uint64_t unit, uint32_t word, uint8_t layer, void *buffer);
 uint64_t hash_bytes(const void *data, uint64_t len);
-/* What to remember of a unit that was just read: 0 where its stored copy stays in sight. `word`: the unit's before
- * it was claimed. */
+/* What to remember of a unit that was just read: 0 where its stored copy stays in sight. `word`: the unit's
+ * before it was claimed. */
 uint64_t hash_fetched(const struct umm_region *region, uint32_t word, const void *data);
 /* Remember what the stored copy looks like. Lock held. */
 void note_stored(struct umm_region *region, uint64_t unit, uint64_t hash);
@@ -447,6 +448,8 @@ int bring_in(struct umm_region *region, uint64_t first, uint64_t count, bool pre
         uint8_t *buffer);
 /* Lock held. */
 int request_unit(struct umm_region *region, uint64_t unit);
+/* A try failed. True when the store was asked again. Lock held. */
+bool request_again(struct umm_region *region, uint64_t unit);
 void request_done(struct umm_region *region, uint64_t unit);
 /* Fails or repeats the requests that are late; the next deadline or 0. */
 uint64_t requests_expire(struct umm_uf *uf, uint64_t now);

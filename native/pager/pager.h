@@ -92,7 +92,8 @@ int umm_pager_stats(struct umm_pager *pager, struct umm_pager_stats *ret);
 
 int umm_region_create(struct umm_pager *pager, struct umm_store *store,
         const struct umm_region_options *options, struct umm_region **ret);
-/* Unmaps the region and forgets it. What was not flushed is gone: callers flush first. */
+/* -EBUSY while it is the store of another region. Unmaps the region and forgets it. What was not flushed is
+ * gone: callers flush first. */
 int umm_region_close(struct umm_region *region);
 uint64_t umm_region_address(const struct umm_region *region);
 uint64_t umm_region_mapped_bytes(const struct umm_region *region);
@@ -120,6 +121,9 @@ int umm_region_deliver(
         struct umm_region *region, uint64_t offset, uint64_t len, const void *data, uint64_t *installed);
 /* The bytes cannot be had: each missing unit of the range is poisoned, its readers get SIGBUS. */
 int umm_region_fail(struct umm_region *region, uint64_t offset, uint64_t len, int error);
+
+/* One try of an asynchronous store failed: asked again as its policy says, then the same. */
+int umm_region_refuse(struct umm_region *region, uint64_t offset, uint64_t len, int error);
 
 /* PageLost guards, per thread. Between enter and leave an access to a lost unit of any region
  * completes on UMM_FILL_BYTE; leave poisons those units again and reports the first of them. */

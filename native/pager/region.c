@@ -166,6 +166,8 @@ int umm_region_create(struct umm_pager *pager, struct umm_store *store,
 		return err;
 	if (store->size + options->unit <= options->size)
 		return -EFBIG;
+	if (pager->in_thread && (store->ops->request || store->ops == umm_store_region_ops))
+		return -EOPNOTSUPP;
 	struct umm_region *region = calloc(1, sizeof(*region));
 	if (!region)
 		return -ENOMEM;
@@ -286,10 +288,18 @@ int umm_region_close(struct umm_region *region)
 	block_signals(&saved);
 	pthread_mutex_lock(&pager->regions_lock);
 	pthread_mutex_lock(&uf->lock);
+	if (region->dependents) {
+		pthread_mutex_unlock(&uf->lock);
+		pthread_mutex_unlock(&pager->regions_lock);
+		restore_signals(&saved);
+		return -EBUSY;
+	}
 	region->closing = true;
 	while (region->claims)
 		pthread_cond_wait(&uf->claims_done, &uf->lock);
 	pthread_mutex_unlock(&uf->lock);
+	if (region->store->ops->forget)
+		region->store->ops->forget(region->store, region);
 	/* The evictor works on units of a region under evict_lock only. */
 	pthread_mutex_lock(&pager->evict_lock);
 	staging_forget(region);

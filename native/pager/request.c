@@ -19,7 +19,7 @@ int request_unit(struct umm_region *region, uint64_t unit)
 {
 	struct umm_uf *uf = region->uf;
 	struct umm_store *store = region->store;
-	if (store->timeout_ms) {
+	if (store->timeout_ms || store->retries) {
 		struct request *request = find_request(uf, region, unit);
 		if (!request) {
 			if (uf->n_requests == MAX_REQUESTS)
@@ -27,7 +27,8 @@ int request_unit(struct umm_region *region, uint64_t unit)
 			request = &uf->requests[uf->n_requests++];
 			*request = (struct request){.region = region, .unit = unit};
 		}
-		request->deadline_ns = umm_now_ns() + store->timeout_ms * ns_per_ms;
+		request->deadline_ns =
+		        store->timeout_ms ? umm_now_ns() + store->timeout_ms * ns_per_ms : UINT64_MAX;
 	}
 	int err = store->ops->request(store, region, unit * region->unit, region->unit);
 	if (err)
@@ -41,6 +42,12 @@ void request_done(struct umm_region *region, uint64_t unit)
 	struct request *request = find_request(uf, region, unit);
 	if (request)
 		*request = uf->requests[--uf->n_requests];
+}
+
+bool request_again(struct umm_region *region, uint64_t unit)
+{
+	struct request *request = find_request(region->uf, region, unit);
+	return request && request->tries++ < region->store->retries && request_unit(region, unit) == 0;
 }
 
 uint64_t requests_expire(struct umm_uf *uf, uint64_t now)
@@ -58,7 +65,7 @@ uint64_t requests_expire(struct umm_uf *uf, uint64_t now)
 		uint64_t unit = request->unit;
 		region->counters.store_errors++;
 		uf->counters.store_errors++;
-		if (request->tries++ < region->store->retries && request_unit(region, unit) == 0)
+		if (request_again(region, unit))
 			continue; /* it has a new deadline: looked at again, and passed */
 		request_done(region, unit);
 		if (unit_state(region, unit) == UNIT_FETCHING)

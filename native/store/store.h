@@ -33,6 +33,8 @@ struct umm_store_ops {
 	/* Ask for bytes without waiting for them: the answer is umm_region_deliver() or
 	 * umm_region_fail() from another thread, and may come before this returns. */
 	int (*request)(struct umm_store *store, struct umm_region *region, uint64_t offset, uint64_t len);
+	/* The region goes away: no answer may come for it once this has returned. */
+	void (*forget)(struct umm_store *store, struct umm_region *region);
 	/* WRITEBACK stores: called by the evictor or by flush, never by a fault handler. */
 	int (*write)(struct umm_store *store, uint64_t offset, uint64_t len, const void *buf);
 	int (*flush)(struct umm_store *store);
@@ -69,7 +71,9 @@ int umm_store_memory_create(void *bytes, uint64_t size, int kind, struct umm_sto
 /* `size` bytes at `offset` of the open file `fd` (duplicated). direct: O_DIRECT was set on it. */
 int umm_store_file_create(
         int fd, uint64_t offset, uint64_t size, int kind, int direct, struct umm_store **ret);
-/* The content that `region` has at the moment of each fetch. -ELOOP for a cycle. PRIVATE or READONLY. */
+extern const struct umm_store_ops *const umm_store_region_ops;
+/* The content that `region` has at the moment of each fetch. PRIVATE or READONLY. -EOPNOTSUPP
+ * for a region of a pager in in-thread mode. */
 int umm_store_region_create(
         struct umm_region *region, uint64_t offset, uint64_t size, int kind, struct umm_store **ret);
 

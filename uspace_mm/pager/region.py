@@ -35,6 +35,7 @@ class Region:
         self.store = store
         self.size = size
         self._handle = handle
+        store.users += 1
         self.address = int(lib.umm_region_address(handle))
         self.unit = int(lib.umm_region_unit(handle))
         self._buffer = ffi.buffer(ffi.cast("char *", self.address), size)
@@ -163,6 +164,7 @@ class Region:
         self._check(error, "unmap", 0, self.size)
         self._handle = None
         self.pager._forget(self)
+        self.store.region_closed()
 
     def __enter__(self) -> Region:
         return self

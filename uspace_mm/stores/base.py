@@ -44,6 +44,8 @@ class Store:
         self.size = size
         self.mode = mode
         self.retries = retries
+        self.users = 0
+        """Open regions on this store; kept by the regions."""
         self._handle: Any = None
         self._keep: Any = None
 
@@ -65,6 +67,15 @@ class Store:
         if self._handle is not None:
             lib.umm_store_put(self._handle)
             self._handle = None
+
+    def released(self) -> None:
+        """Called when neither a region nor this object holds the native store any more."""
+
+    def region_closed(self) -> None:
+        """One region fewer uses the store."""
+        self.users -= 1
+        if self.users == 0 and self._handle is None:
+            self.released()
 
     def __enter__(self) -> Store:
         return self
