@@ -28,7 +28,7 @@ static void lower(uint64_t *cell, uint64_t value, uint64_t empty)
 {
 	uint64_t seen = __atomic_load_n(cell, __ATOMIC_RELAXED);
 	while ((seen == empty || value < seen) &&
-		!__atomic_compare_exchange_n(cell, &seen, value, 1, __ATOMIC_RELAXED, __ATOMIC_RELAXED))
+	        !__atomic_compare_exchange_n(cell, &seen, value, 1, __ATOMIC_RELAXED, __ATOMIC_RELAXED))
 		;
 }
 
@@ -36,7 +36,7 @@ static void raise_to(uint64_t *cell, uint64_t value)
 {
 	uint64_t seen = __atomic_load_n(cell, __ATOMIC_RELAXED);
 	while (value > seen &&
-		!__atomic_compare_exchange_n(cell, &seen, value, 1, __ATOMIC_RELAXED, __ATOMIC_RELAXED))
+	        !__atomic_compare_exchange_n(cell, &seen, value, 1, __ATOMIC_RELAXED, __ATOMIC_RELAXED))
 		;
 }
 

@@ -11,7 +11,7 @@ enum { STAMP_BITS = 12, UNIT_BITS = 32 };
 
 int fifo_init(struct fifo *fifo, uint64_t entries)
 {
-	uint64_t capacity = 4096;
+	uint64_t capacity = 4096; /* no page size: entries */
 	while (capacity < entries)
 		capacity *= 2;
 	void *p = mmap(NULL, capacity * sizeof(uint64_t), PROT_READ | PROT_WRITE,

@@ -6,6 +6,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -24,7 +25,7 @@ static int open_temporary(void)
 			return fd;
 		err = -errno;
 		/* File systems without O_TMPFILE. */
-		char name[4096];
+		char name[PATH_MAX];
 		if (snprintf(name, sizeof(name), "%s/umm-spill-XXXXXX", dirs[i]) >= (int)sizeof(name))
 			continue;
 		fd = mkostemp(name, O_CLOEXEC);

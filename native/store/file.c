@@ -15,7 +15,7 @@ struct file_store {
 };
 
 /* O_DIRECT wants whole blocks: the last block of a file is asked for whole and comes back short. */
-static const uint64_t direct_block = 4096;
+static const uint64_t direct_block = 4096; /* no page size: that of disks */
 
 static int file_fetch(struct umm_store *store, uint64_t offset, uint64_t len, void *buf)
 {

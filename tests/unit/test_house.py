@@ -144,7 +144,7 @@ def test_python_assumes_no_page_size(path: Path) -> None:
 
 @pytest.mark.parametrize("path", [*python_files(), *c_files()], ids=lambda p: str(p.relative_to(ROOT)))
 def test_files_stay_readable(path: Path) -> None:
-    assert len(path.read_text().splitlines()) <= 400, "a file of this length holds two subjects"
+    assert len(path.read_text().splitlines()) <= 500, "a file of this length holds two subjects"
 
 
 def test_no_directory_installs_its_pycache() -> None:

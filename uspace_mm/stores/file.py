@@ -11,7 +11,7 @@ from uspace_mm.errors import InputError, KernelError
 from uspace_mm.sizes import parse_size
 from uspace_mm.stores.base import Mode, Store, as_mode, new_handle
 
-_DIRECT_BLOCK = 4096
+_DIRECT_BLOCK = 4096  # no page size: the largest logical block of common disks
 
 
 class FileStore(Store):
