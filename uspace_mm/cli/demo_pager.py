@@ -88,7 +88,7 @@ class _Bars:
 
 
 def _rows(result: PagerDemoResult) -> list[tuple[str, str]]:
-    figures = result.figures
+    counters, latency = result.stats["counters"], result.stats["latency"]["total"]
     pairs = "" if result.distinct_pairs is None else f", {result.distinct_pairs:,} of 65,536 16-bit words"
     share = result.commonest_byte_count / result.file_bytes
     peak = f"{format_size(result.peak_bytes)} of {format_size(result.budget_bytes)}"
@@ -104,13 +104,13 @@ def _rows(result: PagerDemoResult) -> list[tuple[str, str]]:
         ("sorted output is in order", _verdict(result.is_sorted)),
         ("and holds the file's words", _verdict(result.same_words)),
         ("peak memory within the budget", f"{_verdict(result.kept_budget)}: {peak}"),
-        ("faults", f"{figures['faults']:,}"),
+        ("faults", f"{counters['faults']:,}"),
         (
             "fault latency",
-            f"p50 {figures['fault_p50_ns'] / 1000:.1f} us, p99 {figures['fault_p99_ns'] / 1000:.1f} us",
+            f"p50 {latency['p50_ns'] / 1000:.1f} us, p99 {latency['p99_ns'] / 1000:.1f} us",
         ),
-        ("units prefetched, and used", f"{figures['prefetch_installed']:,}, {figures['prefetch_hits']:,}"),
-        ("units evicted clean, dirty", f"{figures['evicted_clean']:,}, {figures['evicted_dirty']:,}"),
+        ("units prefetched, and used", f"{counters['prefetch_installed']:,}, {counters['prefetch_hits']:,}"),
+        ("units evicted clean, dirty", f"{counters['evicted_clean']:,}, {counters['evicted_dirty']:,}"),
     ]
     if result.budget_bytes >= 2 * result.file_bytes:
         rows.append(("note", "the budget holds both arrays, so nothing had to be evicted"))
