@@ -14,7 +14,7 @@
 
 enum {
 	/* The stream starts where the first fault is; without any fault it starts after this. */
-	FIRST_FAULT_MS = 50,
+	FIRST_FAULT_MS = 500,
 	/* Small, so that the stream soon turns to where the faults are. */
 	BULK_BYTES = 128 << 10,
 };

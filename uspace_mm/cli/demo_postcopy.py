@@ -111,6 +111,7 @@ def _options(args: argparse.Namespace) -> Options:
         seed=args.seed,
         steps=args.steps,
         timeout_s=args.timeout,
+        accept_s=600.0 if args.listen else max(args.timeout, 30.0),
         bulk_bytes_per_s=parse_size(args.bulk_rate) if args.bulk_rate else 0,
         host=host,
         port=port,

@@ -30,6 +30,8 @@ class Options:
     seed: int = 1
     steps: int = 100
     timeout_s: float = 10.0
+    #: how long the source waits for a destination
+    accept_s: float = 60.0
     bulk_bytes_per_s: int = 0
     host: str = "127.0.0.1"
     port: int = 0

@@ -99,8 +99,8 @@ def run_both(options: Options, show: Callable[[Event], None]) -> dict[str, Any]:
                 case "ended":
                     side.done = True
                     # A side that lost its peer finds out within the idle timeout.
-                    if side.result is None:
-                        give_up_at = time.monotonic() + options.timeout_s + 5.0
+                    if side.result is None and give_up_at is None:
+                        give_up_at = time.monotonic() + options.timeout_s + 1.0
             show(event)
     finally:
         for side in sides.values():

@@ -68,7 +68,7 @@ class Source:
 
     def _accept(self, listener: socket.socket) -> None:
         """Both connections of one destination; whoever is not one is refused and the wait goes on."""
-        deadline = time.monotonic() + max(self.options.timeout_s, 60.0)
+        deadline = time.monotonic() + self.options.accept_s
         first_ns = 0.0
         while self.sender.connections < 2:
             # Once a destination is there, its second connection follows at once or never.
