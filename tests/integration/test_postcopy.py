@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-
 from uspace_mm._native import ffi, lib
+
 from uspace_mm.errors import KernelError
 from uspace_mm.postcopy.errors import (
     ConnectionLost,

@@ -69,7 +69,7 @@ class Command:
         picture = Path(args.plot) if args.plot else None
         if picture is not None:
             check_plot(picture)
-        with View() as view:
+        with View(announce=bool(args.listen)) as view:
             if args.listen:
                 result = source.run(options, view.emit("source"))
             elif args.connect:

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from signal import Signals
 from typing import Any
@@ -50,10 +51,18 @@ class _Side:
             events.put(json.loads(line))
         events.put({"event": "ended", "side": self.name})
 
+    def tell_peer_is_gone(self) -> None:
+        """For a side that waits for a peer it is not connected to yet."""
+        assert self.process.stdin is not None
+        with suppress(BrokenPipeError):
+            self.process.stdin.write("the other side has ended\n")
+            self.process.stdin.flush()
+
     def end(self) -> None:
         """Make sure that the process is gone, and nothing of it is left."""
         assert self.process.stdin is not None and self.process.stdout is not None
-        self.process.stdin.close()
+        with suppress(BrokenPipeError):
+            self.process.stdin.close()
         try:
             self.process.wait(5.0)
         except subprocess.TimeoutExpired:
@@ -100,7 +109,9 @@ def run_both(options: Options, show: Callable[[Event], None]) -> dict[str, Any]:
                     side.done = True
                     # A side that lost its peer finds out within the idle timeout.
                     if side.result is None and give_up_at is None:
-                        give_up_at = time.monotonic() + options.timeout_s + 1.0
+                        give_up_at = time.monotonic() + options.timeout_s + 5.0
+                        for other in sides.values():
+                            other.tell_peer_is_gone()
             show(event)
     finally:
         for side in sides.values():

@@ -12,17 +12,20 @@ from typing import Any
 from uspace_mm.demo.options import Emit, Options
 from uspace_mm.errors import UspaceError
 
+#: Set when the parent says that the other side's process has ended.
+peer_gone = threading.Event()
 
-def _leave_with_parent() -> None:
-    """The parent holds our stdin open; when it is gone, so are we, wherever we wait."""
+
+def _heed_parent() -> None:
+    """The parent holds our stdin open and writes when the peer is gone; when it ends, so do we at once."""
     while os.read(0, 512):
-        pass
+        peer_gone.set()
     os._exit(1)
 
 
 def main(name: str, run: Callable[[Options, Emit], dict[str, Any]], options_json: str) -> int:
     """Run a side; the last event is ``result`` or ``error``. Returns the exit status."""
-    threading.Thread(target=_leave_with_parent, name="parent", daemon=True).start()
+    threading.Thread(target=_heed_parent, name="parent", daemon=True).start()
     lock = threading.Lock()
 
     def emit(kind: str, **fields: Any) -> None:

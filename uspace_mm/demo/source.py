@@ -23,7 +23,7 @@ from uspace_mm.demo.options import Emit, Options, ticker
 from uspace_mm.demo.work import Index
 from uspace_mm.demo.worker import Worker
 from uspace_mm.errors import InputError, UspaceError
-from uspace_mm.postcopy.errors import PeerTimeout, PostcopyError, ProtocolError, Stopped
+from uspace_mm.postcopy.errors import ConnectionLost, PeerTimeout, PostcopyError, Stopped
 from uspace_mm.postcopy.sender import Sender
 
 _TICK_S = 0.1
@@ -73,10 +73,14 @@ class Source:
         while self.sender.connections < 2:
             # Once a destination is there, its second connection follows at once or never.
             until = min(deadline, first_ns + self.options.timeout_s) if first_ns else deadline
-            listener.settimeout(max(until - time.monotonic(), 0.01))
+            listener.settimeout(0.2)
             try:
                 connection, peer = listener.accept()
             except TimeoutError:
+                if side.peer_gone.is_set():
+                    raise ConnectionLost("the destination's process ended before it connected") from None
+                if time.monotonic() < until:
+                    continue
                 what = "its urgent connection" if first_ns else "a destination"
                 raise PeerTimeout(f"waited in vain for {what}; start one with --connect") from None
             try:
@@ -200,8 +204,6 @@ def run(options: Options, emit: Emit) -> dict[str, Any]:
     """The source's half of a migration in this process."""
     return Source(options, emit).run()
 
-
-__all__ = ["ProtocolError", "Source", "run"]
 
 if __name__ == "__main__":
     sys.exit(side.main("source", run, sys.argv[1]))

@@ -44,9 +44,13 @@ def _bar(states: str, width: int) -> Text:
 
 
 class View:
-    """Collects the events of both sides; draws them if stderr is a terminal."""
+    """Collects the events of both sides; draws them if stderr is a terminal.
 
-    def __init__(self, live: bool | None = None) -> None:
+    `announce`: say where the source listens, for whoever starts the destination by hand.
+    """
+
+    def __init__(self, live: bool | None = None, announce: bool = False) -> None:
+        self.announce = announce
         self.console = Console(stderr=True)
         self.live = sys.stderr.isatty() if live is None else live
         self.phase = "starting"
@@ -85,6 +89,12 @@ class View:
                 self._take_progress(event)
             case "round":
                 self.rounds.append(event)
+            case "listening" if event["side"] == "source" and self.announce:
+                address = f"{event['host']}:{event['port']}"
+                print(
+                    f"listening on {address}; start the destination with --connect {address}", file=sys.stderr
+                )
+                sys.stderr.flush()
             case "details":
                 self.details = event
         if self._display is not None:
