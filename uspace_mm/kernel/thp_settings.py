@@ -73,7 +73,7 @@ class Setting(ABC, Generic[T]):
         """What is written for `value`; raises InputError when it is not permitted."""
         if not self.writable:
             raise InputError(
-                f"{self.name}: cannot be set" if self.path.exists() else f"{self.name}: no such file"
+                f"{self.name}: read only" if self.path.exists() else f"{self.name}: no such file"
             )
         return self._format(value)
 
