@@ -36,6 +36,12 @@ class PagemapBit(IntFlag):
 PFN_MASK = int(lib.UMM_PAGEMAP_PFN_MASK)
 
 
+def has_bits(entries: NDArray[np.uint64], bits: PagemapBit) -> NDArray[np.bool_]:
+    """Which entries have one of `bits` or more, same shape (numpy takes no IntFlag of 64 bits)."""
+    result: NDArray[np.bool_] = (entries & np.uint64(int(bits))) != 0
+    return result
+
+
 class Category(IntFlag):
     """PAGE_IS_* of PAGEMAP_SCAN. WRITTEN says nothing where no write protection is registered."""
 
@@ -148,7 +154,7 @@ class Pagemap:
         self.close()
 
     def entries(self, address: SupportsIndex, length: SupportsIndex) -> NDArray[np.uint64]:
-        """The raw entries of a page-aligned range, shape (pages,); mask with :class:`PagemapBit`.
+        """The raw entries of a page-aligned range, shape (pages,); see :func:`has_bits`.
 
         Frame numbers are zero without CAP_SYS_ADMIN. Unmapped pages are zero.
         """
@@ -168,8 +174,7 @@ class Pagemap:
 
     def present(self, address: SupportsIndex, length: SupportsIndex) -> NDArray[np.bool_]:
         """Which pages of the range are in memory and mapped, shape (pages,)."""
-        present: NDArray[np.bool_] = (self.entries(address, length) & np.uint64(PagemapBit.PRESENT)) != 0
-        return present
+        return has_bits(self.entries(address, length), PagemapBit.PRESENT)
 
     def scan(
         self,

@@ -134,9 +134,11 @@ class UserfaultfdBuilder:
         Raises UserfaultfdUnavailable when no descriptor can be had, UnsupportedError for lacking features.
         """
         available = probe_features(self.source)
-        lacking = self.required & ~available
+        # ~ of an IntFlag forgets bits that have no name: a newer kernel's feature would pass unseen.
+        lacking = Feature(int(self.required) & ~int(available))
         if lacking:
-            names = ", ".join(str(f.name) for f in lacking)
+            bits = (1 << number for number in range(64) if lacking >> number & 1)
+            names = ", ".join(Feature(bit).name or hex(bit) for bit in bits)
             right = "; EVENT_FORK needs CAP_SYS_PTRACE" if Feature.EVENT_FORK in lacking else ""
             raise UnsupportedError(f"userfaultfd lacks {names} on this kernel (see uspace-mm doctor){right}")
         used = ffi.new("int *")

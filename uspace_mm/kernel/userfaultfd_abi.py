@@ -145,7 +145,10 @@ class Fork:
 
 @dataclass(frozen=True, slots=True)
 class Remap:
-    """mremap(2) moved registered memory: ``length`` bytes at ``old`` are now at ``new``."""
+    """mremap(2) moved registered memory: ``length`` bytes at ``old`` are now at ``new``.
+
+    With EVENT_UNMAP an :class:`Unmap` of the old range follows, and mremap waits for that one too.
+    """
 
     old: int
     new: int
