@@ -62,10 +62,28 @@ int umm_pagemap_read(int fd, uint64_t address, uint64_t pages, uint64_t page_siz
 	return 0;
 }
 
+/* Linux 6.7 to 6.18 leave walk_end where an inner round stopped (each fills a buffer of 512 regions) when
+ * the last round then runs through: going on there would find regions a second time. What was written to
+ * vec tells how far the scan really went. */
+static void correct_walk_end(struct umm_pagemap_scan *args, uint64_t regions, uint64_t page_size)
+{
+	const struct umm_page_region *vec = (const void *)(uintptr_t)args->vec;
+	uint64_t bytes = 0;
+	if (regions && vec[regions - 1].end > args->walk_end)
+		args->walk_end = vec[regions - 1].end;
+	for (uint64_t i = 0; i < regions && args->max_pages; i++)
+		bytes += vec[i].end - vec[i].start;
+	if (regions < args->vec_len && (!args->max_pages || bytes / page_size < args->max_pages))
+		args->walk_end = args->end;
+}
+
 int umm_pagemap_scan(int fd, struct umm_pagemap_scan *args)
 {
 	args->size = sizeof(*args);
 	args->walk_end = args->start;
 	int regions = ioctl(fd, IO_PAGEMAP_SCAN, args);
-	return regions < 0 ? -errno : regions;
+	if (regions < 0)
+		return -errno;
+	correct_walk_end(args, (uint64_t)regions, (uint64_t)sysconf(_SC_PAGESIZE));
+	return regions;
 }

@@ -47,7 +47,7 @@ struct umm_pagemap_scan {
 	uint64_t size; /* set by umm_pagemap_scan */
 	uint64_t flags;
 	uint64_t start, end; /* base page aligned */
-	uint64_t walk_end;   /* out: the scan went up to here, also when it failed */
+	uint64_t walk_end;   /* out: the scan went up to here, also when it failed; corrected, see .c */
 	uint64_t vec;        /* struct umm_page_region *; 0 with vec_len 0: write-protect only */
 	uint64_t vec_len;    /* regions; when they are used up the scan ends early: go on at walk_end */
 	uint64_t max_pages;  /* 0: no limit; else end after so many matching pages */
