@@ -370,7 +370,7 @@ def test_guard_pages_are_told_from_holes(memory: m.Mapping, pagemap: Pagemap) ->
     assert [(region.start, region.length) for region in found] == [(memory.address, PAGE)]
     reader, writer = os.pipe()
     with pytest.raises(OSError), open(writer, "wb", buffering=0) as pipe:
-        pipe.write(memory.array[:1])
+        pipe.write(memory.array[:1].data)
     os.close(reader)
     madvise(memory.address, PAGE, Advice.GUARD_REMOVE)
     assert memory.array[0] == 0

@@ -35,6 +35,15 @@ _HINTS = {
     errno.ENOENT: "a thread id needs PidfdFlag.THREAD",
 }
 
+_OTHERS = "another process needs CAP_SYS_NICE and the right to read it (ptrace(2))"
+_MADVISE_HINTS = HINTS | {
+    errno.ESRCH: "no such process",
+    errno.EPERM: _OTHERS,
+    errno.EACCES: _OTHERS,
+    errno.EINVAL: "another process takes COLD, PAGEOUT, WILLNEED and COLLAPSE only (or no page is there)",
+    errno.ENOSYS: "this kernel is built without it (CONFIG_ADVISE_SYSCALLS)",
+}
+
 
 def pidfd_open(pid: SupportsIndex, flags: PidfdFlag | None = None) -> int:
     """A descriptor of process `pid`, close-on-exec; it never comes to mean another process."""
@@ -76,9 +85,7 @@ def process_madvise(
     spans, total = _spans(call, ranges)
     done = ffi.new("uint64_t *")
     result = lib.umm_process_madvise(as_fd(call, pidfd), spans, len(ranges), known, done)
-    check(
-        result, call, address=spans[0].address, length=total, hints=HINTS | {errno.ESRCH: "no such process"}
-    )
+    check(result, call, address=spans[0].address, length=total, hints=_MADVISE_HINTS)
     return int(done[0])
 
 
