@@ -3,7 +3,6 @@
 #include "postcopy/receiver_internal.h"
 
 #include <errno.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -12,16 +11,13 @@
 #include "common/clock.h"
 #include "pager/pager.h"
 #include "postcopy/sender.h"
+#include "postcopy/thread.h"
 
 static int start_thread(struct umm_receiver *receiver, void *(*run)(void *))
 {
-	sigset_t all, before;
-	sigfillset(&all);
-	pthread_sigmask(SIG_SETMASK, &all, &before);
-	int error = pthread_create(&receiver->threads[receiver->started], NULL, run, receiver);
-	pthread_sigmask(SIG_SETMASK, &before, NULL);
+	int error = umm_thread_start(&receiver->threads[receiver->started], run, receiver);
 	receiver->started += !error;
-	return -error;
+	return error;
 }
 
 void umm_receiver_join(struct umm_receiver *receiver)

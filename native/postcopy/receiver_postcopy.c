@@ -12,6 +12,7 @@
 #include "common/clock.h"
 #include "pager/pager.h"
 #include "postcopy/sender.h"
+#include "postcopy/thread.h"
 
 static void signal_change(struct umm_receiver *receiver)
 {
@@ -275,6 +276,7 @@ void *umm_receiver_data_main(void *context)
 {
 	struct umm_receiver *receiver = context;
 	int error = 0;
+	umm_thread_give_way();
 	while (!error && !receiver->verdict_came)
 		error = data_frame(receiver);
 	if (error)

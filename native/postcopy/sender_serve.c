@@ -1,9 +1,8 @@
-/* The source after the switch: one thread answers requests, the caller's streams the rest behind them. */
+/* The source after the switch: one thread answers requests, another streams the rest behind them. */
 #include "postcopy/sender_internal.h"
 
 #include <endian.h>
 #include <errno.h>
-#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
@@ -11,6 +10,7 @@
 #include <unistd.h>
 
 #include "common/clock.h"
+#include "postcopy/thread.h"
 
 enum {
 	/* The stream starts where the first fault is; without any fault it starts after this. */
@@ -50,16 +50,6 @@ static void *urgent_main(void *context)
 	}
 	atomic_store(&sender->urgent_error, error);
 	return NULL;
-}
-
-static int start_thread(pthread_t *thread, void *(*run)(void *), void *context)
-{
-	sigset_t all, before;
-	sigfillset(&all);
-	pthread_sigmask(SIG_SETMASK, &all, &before);
-	int error = pthread_create(thread, NULL, run, context);
-	pthread_sigmask(SIG_SETMASK, &before, NULL);
-	return -error;
 }
 
 /* A frame of the destination on DATA; ALIVE ones are skipped. *came is 0 when none came in time. */
@@ -174,6 +164,32 @@ static int stream(struct umm_sender *sender, uint64_t bytes_per_s)
 	                       0, NULL, 0);
 }
 
+struct stream_job {
+	struct umm_sender *sender;
+	uint64_t bytes_per_s;
+	int error;
+};
+
+static void *stream_main(void *context)
+{
+	struct stream_job *job = context;
+	umm_thread_give_way();
+	job->error = stream(job->sender, job->bytes_per_s);
+	return NULL;
+}
+
+/* A thread of its own, because the caller could not take its lower priority back. */
+static int stream_in_thread(struct umm_sender *sender, uint64_t bytes_per_s)
+{
+	struct stream_job job = {.sender = sender, .bytes_per_s = bytes_per_s};
+	pthread_t thread;
+	int error = umm_thread_start(&thread, stream_main, &job);
+	if (error)
+		return error;
+	pthread_join(thread, NULL);
+	return job.error;
+}
+
 /* All of the frozen content is read once more: a write that the tracker had missed would show here as a
  * page that differs at the destination. */
 static int send_digests(struct umm_sender *sender)
@@ -224,12 +240,12 @@ int umm_sender_serve(struct umm_sender *sender, uint64_t bulk_bytes_per_s)
 	if (atomic_load(&sender->phase) != UMM_PHASE_POSTCOPY)
 		return -EINVAL;
 	pthread_t urgent;
-	int error = start_thread(&urgent, urgent_main, sender);
+	int error = umm_thread_start(&urgent, urgent_main, sender);
 	if (error)
 		return error;
 	error = await_running(sender);
 	if (!error)
-		error = stream(sender, bulk_bytes_per_s);
+		error = stream_in_thread(sender, bulk_bytes_per_s);
 	if (!error) {
 		umm_sender_set_phase(sender, UMM_PHASE_VERIFY);
 		error = send_digests(sender);
