@@ -11,103 +11,6 @@
 
 #include "common/clock.h"
 
-enum { OUTBOX_FLUSH = 256 << 10 };
-
-bool umm_page_is_zero(const void *page, uint32_t page_size)
-{
-	const uint64_t *words = page;
-	return words[0] == 0 && memcmp(page, (const char *)page + 8, page_size - 8) == 0;
-}
-
-static int outbox_init(struct umm_outbox *out, struct umm_channel *channel, uint32_t page_size)
-{
-	/* one frame of the largest size always fits behind what does not yet need a flush */
-	out->room =
-	        OUTBOX_FLUSH + UMM_FRAME_HEADER + (uint64_t)umm_frame_max_pages(page_size) * (8 + page_size);
-	out->channel = channel;
-	out->bytes = malloc(out->room);
-	return out->bytes ? 0 : -ENOMEM;
-}
-
-int umm_outbox_flush(struct umm_outbox *out)
-{
-	int error = out->used ? umm_channel_send_raw(out->channel, out->bytes, out->used) : 0;
-	out->used = 0;
-	return error;
-}
-
-static int outbox_make_room(struct umm_outbox *out, uint64_t len)
-{
-	return out->used > OUTBOX_FLUSH || out->used + len > out->room ? umm_outbox_flush(out) : 0;
-}
-
-static int add_zero_run(struct umm_outbox *out, uint64_t first, uint64_t count)
-{
-	while (count) {
-		struct umm_frame frame = {
-		        .type = UMM_FRAME_PAGES,
-		        .flags = UMM_FRAME_ZERO,
-		        .first = first,
-		        .count = count < UINT32_MAX ? (uint32_t)count : UINT32_MAX,
-		        .payload_check = umm_frame_payload_check(NULL, 0),
-		};
-		int error = outbox_make_room(out, UMM_FRAME_HEADER);
-		if (error)
-			return error;
-		umm_frame_encode(&frame, out->bytes + out->used);
-		out->used += UMM_FRAME_HEADER;
-		first += frame.count;
-		count -= frame.count;
-	}
-	return 0;
-}
-
-static int add_data_run(struct umm_sender *sender, struct umm_outbox *out, uint64_t first, uint32_t count)
-{
-	const uint64_t size = sender->page_size;
-	int error = outbox_make_room(out, UMM_FRAME_HEADER + count * (8 + size));
-	if (error)
-		return error;
-	uint8_t *header = out->bytes + out->used, *digests = header + UMM_FRAME_HEADER;
-	uint8_t *pages = digests + (uint64_t)count * 8;
-	memcpy(pages, sender->memory + first * size, count * size);
-	for (uint32_t i = 0; i < count; i++) {
-		uint64_t digest = htole64(umm_page_digest(pages + i * size, sender->page_size));
-		memcpy(digests + (uint64_t)i * 8, &digest, sizeof digest);
-	}
-	struct umm_frame frame = {
-	        .type = UMM_FRAME_PAGES,
-	        .first = first,
-	        .count = count,
-	        .length = (uint32_t)(count * (8 + size)),
-	        .payload_check = umm_frame_payload_check(digests, count * 8),
-	};
-	umm_frame_encode(&frame, header);
-	out->used += UMM_FRAME_HEADER + frame.length;
-	return 0;
-}
-
-int umm_sender_add_pages(struct umm_sender *sender, struct umm_outbox *out, uint64_t first, uint64_t count)
-{
-	const uint64_t end = first + count;
-	while (first < end) {
-		bool zero = umm_page_is_zero(sender->memory + first * sender->page_size, sender->page_size);
-		uint64_t most = zero ? end - first : sender->max_pages, run = 1;
-		while (run < most && first + run < end &&
-		        umm_page_is_zero(sender->memory + (first + run) * sender->page_size,
-		                sender->page_size) == zero)
-			run++;
-		/* In a round, a page that is written between this look and the copy is protected, so the
-		 * next scan reports it: whatever is sent for it now is replaced. */
-		int error = zero ? add_zero_run(out, first, run)
-		                 : add_data_run(sender, out, first, (uint32_t)run);
-		if (error)
-			return error;
-		first += run;
-	}
-	return 0;
-}
-
 int umm_sender_failed(struct umm_sender *sender, struct umm_channel *channel, int error)
 {
 	if (error && !sender->error[0])
@@ -153,9 +56,9 @@ int umm_sender_create(uint64_t address, uint64_t size, unsigned idle_ms, struct 
 		sender->zero_digest = umm_page_digest(zero, sender->page_size);
 	free(zero);
 	if (!error)
-		error = outbox_init(&sender->bulk_out, &sender->data, sender->page_size);
+		error = umm_outbox_init(&sender->bulk_out, &sender->data, sender->page_size);
 	if (!error)
-		error = outbox_init(&sender->urgent_out, &sender->urgent, sender->page_size);
+		error = umm_outbox_init(&sender->urgent_out, &sender->urgent, sender->page_size);
 	if (!error)
 		error = umm_tracker_init(&sender->tracker, address, size);
 	if (error) {
@@ -178,8 +81,8 @@ void umm_sender_destroy(struct umm_sender *sender)
 		close(sender->stopfd);
 	if (sender->wakefd >= 0)
 		close(sender->wakefd);
-	free(sender->bulk_out.bytes);
-	free(sender->urgent_out.bytes);
+	umm_outbox_deinit(&sender->bulk_out);
+	umm_outbox_deinit(&sender->urgent_out);
 	free(sender->missing);
 	free(sender->served);
 	free(sender->states);

@@ -13,6 +13,7 @@
 struct umm_outbox {
 	struct umm_channel *channel;
 	uint8_t *bytes;
+	uint8_t *copies; /* of the pages of one frame */
 	uint64_t used, room;
 };
 
@@ -40,6 +41,8 @@ struct umm_sender {
 	char error[256];
 };
 
+int umm_outbox_init(struct umm_outbox *out, struct umm_channel *channel, uint32_t page_size);
+void umm_outbox_deinit(struct umm_outbox *out);
 int umm_outbox_flush(struct umm_outbox *out);
 /* Add pages [first, first + count) as PAGES frames, zero runs as ZERO ones. The content may change
  * meanwhile: what is sent is a copy, and its digest fits the copy. *zero (may be NULL) is added to. */

@@ -1,19 +1,10 @@
 /* The frames of postcopy: what comes back from the wire, and every frame that may not come. */
 #include <errno.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "postcopy/bitmap.h"
 #include "postcopy/protocol.h"
-
-#define CHECK(condition)                                                                                     \
-	do {                                                                                                 \
-		if (!(condition)) {                                                                          \
-			fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition);                      \
-			exit(1);                                                                             \
-		}                                                                                            \
-	} while (0)
+#include "tests/check.h"
 
 enum { PAGE = 4096, PAGES = 1000 };
 
