@@ -114,17 +114,6 @@ int umm_region_flush(struct umm_region *region);
 /* Push a range out (the explicit form of what the budget does). */
 int umm_region_evict(struct umm_region *region, uint64_t offset, uint64_t len);
 
-/* Answers of asynchronous stores, and data that comes unasked (postcopy's background stream).
- * offset and len in units. data NULL: zeros. *installed: units that were new; others were there
- * already and are left as they are. */
-int umm_region_deliver(
-        struct umm_region *region, uint64_t offset, uint64_t len, const void *data, uint64_t *installed);
-/* The bytes cannot be had: each missing unit of the range is poisoned, its readers get SIGBUS. */
-int umm_region_fail(struct umm_region *region, uint64_t offset, uint64_t len, int error);
-
-/* One try of an asynchronous store failed: asked again as its policy says, then the same. */
-int umm_region_refuse(struct umm_region *region, uint64_t offset, uint64_t len, int error);
-
 /* PageLost guards, per thread. Between enter and leave an access to a lost unit of any region
  * completes on UMM_FILL_BYTE; leave poisons those units again and reports the first of them. */
 enum { UMM_FILL_BYTE = 0xBD };

@@ -13,7 +13,6 @@
 #include <sys/prctl.h>
 #include <unistd.h>
 
-#include "pager/pager.h"
 #include "store/ring.h"
 
 struct asked {

@@ -77,4 +77,15 @@ extern const struct umm_store_ops *const umm_store_region_ops;
 int umm_store_region_create(
         struct umm_region *region, uint64_t offset, uint64_t size, int kind, struct umm_store **ret);
 
+/* Answers of asynchronous stores, and data that comes unasked (postcopy's background stream).
+ * offset and len in units. data NULL: zeros. *installed: units that were new; others were there
+ * already and are left as they are. */
+int umm_region_deliver(
+        struct umm_region *region, uint64_t offset, uint64_t len, const void *data, uint64_t *installed);
+/* The bytes cannot be had: each missing unit of the range is poisoned, its readers get SIGBUS. */
+int umm_region_fail(struct umm_region *region, uint64_t offset, uint64_t len, int error);
+
+/* One try of an asynchronous store failed: asked again as its policy says, then the same. */
+int umm_region_refuse(struct umm_region *region, uint64_t offset, uint64_t len, int error);
+
 #endif
