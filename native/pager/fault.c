@@ -164,6 +164,8 @@ static void serve_missing(struct umm_region *region, uint64_t unit, uint64_t add
 	unit_set(region, unit, UNIT_FETCHING, 0);
 	claim_begin(region);
 	uint8_t layer = region->layers ? region->layers[unit] : 0;
+	struct range *later = uf->wake_later;
+	uf->wake_later = NULL;
 	if (!uf->pager->in_thread)
 		pthread_mutex_unlock(&uf->lock);
 	int error = fetch_unit(region, unit, word, layer, buffer);
@@ -171,6 +173,7 @@ static void serve_missing(struct umm_region *region, uint64_t unit, uint64_t add
 	times->fetched = umm_now_ns();
 	if (!uf->pager->in_thread)
 		pthread_mutex_lock(&uf->lock);
+	uf->wake_later = later;
 	int err = finish_claim(region, unit, buffer, error, hash, false);
 	if (error) {
 		COUNT(region, faults_poisoned, 1);

@@ -8,7 +8,6 @@
 #include <poll.h>
 #include <sched.h>
 #include <stdio.h>
-#include <sys/prctl.h>
 #include <unistd.h>
 
 #include "common/clock.h"
@@ -40,7 +39,11 @@ static void *handler_main(void *argument)
 	for (;;) {
 		struct times times = {.arrived = umm_now_ns()};
 		throttle(uf->pager);
+		/* Woken while the lock is held, the faulting thread would run at once and the lock with it
+		 * wait for a CPU: so the wake comes after the unlock. */
+		struct range wake = {0, 0};
 		pthread_mutex_lock(&uf->lock);
+		uf->wake_later = &wake;
 		struct umm_uffd_msg msg;
 		int err = umm_uffd_read(uf->fd, &msg);
 		if (err == 0) {
@@ -60,7 +63,10 @@ static void *handler_main(void *argument)
 				wake_deferred(uf);
 			}
 		}
+		uf->wake_later = NULL;
 		pthread_mutex_unlock(&uf->lock);
+		if (wake.end)
+			umm_uffd_wake(uf->fd, wake.start, wake.end - wake.start);
 		if (was_deferred)
 			sched_yield();
 		if (err == -ENOMEM)

@@ -21,15 +21,30 @@ static void wake(struct umm_uf *uf, uint64_t address, uint64_t len)
 		umm_uffd_wake(uf->fd, address, len);
 }
 
+/* Leave the waking of a range to the handler that holds the lock, if it is one. The mode for the ioctl. */
+static uint64_t wake_later(struct umm_uf *uf, uint64_t address, uint64_t len)
+{
+	struct range *later = uf->wake_later;
+	if (!later)
+		return 0;
+	if (!later->end)
+		*later = (struct range){address, address + len};
+	if (address < later->start)
+		later->start = address;
+	if (address + len > later->end)
+		later->end = address + len;
+	return UMM_UFFD_COPY_DONTWAKE;
+}
+
 /* COPY, page by page past what is there already. `granule`: what one EEXIST stands for. */
 static int copy_range(struct umm_uf *uf, uint64_t dst, const uint8_t *src, uint64_t len, uint64_t granule)
 {
-	uint64_t done = 0;
+	uint64_t done = 0, mode = wake_later(uf, dst, len);
 	unsigned patience = 3;
 	bool skipped = false;
 	while (done < len) {
 		struct umm_uffd_result result;
-		umm_uffd_copy(uf->fd, dst + done, (uintptr_t)(src + done), len - done, 0, &result);
+		umm_uffd_copy(uf->fd, dst + done, (uintptr_t)(src + done), len - done, mode, &result);
 		done += (uint64_t)result.done;
 		switch (result.outcome) {
 		case UMM_OUTCOME_INSTALLED:
@@ -50,7 +65,7 @@ static int copy_range(struct umm_uf *uf, uint64_t dst, const uint8_t *src, uint6
 			return -result.error;
 		}
 	}
-	if (skipped)
+	if (skipped && !mode)
 		wake(uf, dst, len);
 	return 0;
 }
@@ -67,12 +82,12 @@ static int zero_range(struct umm_uf *uf, uint64_t dst, uint64_t len, uint64_t gr
 		}
 		return 0;
 	}
-	uint64_t done = 0;
+	uint64_t done = 0, mode = wake_later(uf, dst, len);
 	unsigned patience = 3;
 	bool skipped = false;
 	while (done < len) {
 		struct umm_uffd_result result;
-		umm_uffd_zeropage(uf->fd, dst + done, len - done, 0, &result);
+		umm_uffd_zeropage(uf->fd, dst + done, len - done, mode, &result);
 		done += (uint64_t)result.done;
 		switch (result.outcome) {
 		case UMM_OUTCOME_INSTALLED:
@@ -97,7 +112,7 @@ static int zero_range(struct umm_uf *uf, uint64_t dst, uint64_t len, uint64_t gr
 			return -result.error;
 		}
 	}
-	if (skipped)
+	if (skipped && !mode)
 		wake(uf, dst, len);
 	return 0;
 }
@@ -175,7 +190,8 @@ int install_huge(struct umm_region *region, uint64_t unit, void *buffer)
 	uint64_t address = unit_address(region, unit);
 	if (address && uf->pager->use_move && !region->hugetlb && !has_zeroed(region, unit)) {
 		struct umm_uffd_result result;
-		umm_uffd_move(uf->fd, address, (uintptr_t)buffer, region->unit, 0, &result);
+		umm_uffd_move(uf->fd, address, (uintptr_t)buffer, region->unit,
+		        wake_later(uf, address, region->unit), &result);
 		if (result.outcome == UMM_OUTCOME_INSTALLED)
 			return 0;
 		if (result.outcome == UMM_OUTCOME_DEFERRED && result.done == 0)

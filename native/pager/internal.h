@@ -159,6 +159,7 @@ struct umm_uf {
 	uint32_t n_ghosts;
 	struct range deferred[MAX_DEFERRED];
 	uint32_t n_deferred;
+	struct range *wake_later; /* of the handler that holds the lock: installs leave the waking to it */
 	struct zap zap;
 	struct fifo fifo;
 	struct request requests[MAX_REQUESTS];
