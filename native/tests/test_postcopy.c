@@ -92,6 +92,9 @@ static void begin(struct move *move)
 		CHECK(umm_sender_round(move->sender) == 0);
 	atomic_store(&move->stop_writing, true);
 	pthread_join(writing, NULL);
+	/* the writer may have had no turn since the last round */
+	for (size_t page = 0; page < PAGES; page += 3)
+		move->memory[page * page_size] ^= 1;
 	CHECK(umm_sender_switch(move->sender, umm_now_ns(), "state", 5) == 0);
 	pthread_join(receiving, NULL);
 	CHECK(umm_receiver_enter(move->receiver) == 0);
@@ -142,7 +145,8 @@ static void test_every_byte(uint64_t rate)
 	struct umm_receiver_stats stats;
 	umm_receiver_stats(move.receiver, &stats);
 	CHECK(stats.verified == PAGES && stats.mismatched == 0 && stats.lost_pages == 0);
-	CHECK(stats.arrived_pages == stats.missing_pages && stats.missing_pages > 0);
+	CHECK(stats.arrived_pages == stats.missing_pages);
+	CHECK(stats.missing_pages >= (PAGES + 2) / 3);
 	end(&move);
 }
 
