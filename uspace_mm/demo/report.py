@@ -69,7 +69,7 @@ _FINISH_NUMBERS = (
 def _parse(text: bytes, what: str) -> dict[str, Any]:
     try:
         message = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ProtocolError(f"the peer's {what} is no JSON: {error}") from error
     if not isinstance(message, dict):
         raise ProtocolError(f"the peer's {what} is no JSON object")
