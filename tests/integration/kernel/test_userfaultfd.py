@@ -48,8 +48,15 @@ def uffd() -> Iterator[Userfaultfd]:
 
 
 def test_every_way_to_open_says_which_it_was() -> None:
+    opened_by = []
     for source in (Source.SYSCALL, Source.DEVICE, Source.USER_MODE):
-        with UserfaultfdBuilder(source).open() as opened:
+        try:
+            opened = UserfaultfdBuilder(source).open()
+        except UserfaultfdUnavailable as error:
+            assert error.errno in (errno.EPERM, errno.EACCES, errno.ENOENT), error
+            continue
+        opened_by.append(source)
+        with opened:
             assert opened.source is source
             assert os.readlink(f"/proc/self/fd/{opened.fileno()}") == "anon_inode:[userfaultfd]"
             assert not os.get_inheritable(opened.fileno())
@@ -57,7 +64,9 @@ def test_every_way_to_open_says_which_it_was() -> None:
             assert Ioctl.REGISTER in opened.ioctls
         assert opened.closed
     with UserfaultfdBuilder().open() as opened:
-        assert opened.source is Source.SYSCALL
+        assert opened.source is opened_by[0]
+    if len(opened_by) < 3:
+        pytest.skip(f"lacks: the right to open a userfaultfd in more ways than {opened_by}")
 
 
 def test_granted_is_required_and_what_was_wanted_and_had() -> None:
