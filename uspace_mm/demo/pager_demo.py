@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from uspace_mm.errors import InputError
-from uspace_mm.pager import Pager, Region
+from uspace_mm.pager import Pager, Region, Statistics
 from uspace_mm.stores import FileStore, ZeroStore
 
 CHUNK_BYTES = 1 << 20
@@ -47,6 +47,7 @@ class PagerDemoResult:
     is_sorted: bool
     same_words: bool
     peak_bytes: int
+    figures: dict[str, int] = field(default_factory=dict)
     phase_s: dict[str, float] = field(default_factory=dict)
     stats: dict[str, Any] = field(default_factory=dict)
 
@@ -121,11 +122,10 @@ def run_pager_demo(
         yield lambda part: progress(name, part)
         phase_s[name] = time.perf_counter() - begin
 
-    with (
-        Pager(budget=budget) as pager,
-        _mapped(pager, FileStore(path, mode="readonly")) as source,
-        _mapped(pager, ZeroStore(size)) as target,
-    ):
+    # The end of the block closes the regions: not one by one, an exception keeps arrays of them alive.
+    with Pager(budget=budget) as pager:
+        source = pager.map(FileStore(path))
+        target = pager.map(ZeroStore(size))
         with phase("count") as tell:
             counts, pairs = _count(source, size, tell)
         with phase("copy") as tell:
@@ -152,18 +152,24 @@ def run_pager_demo(
         is_sorted=is_sorted,
         same_words=out_sum == file_sum,
         peak_bytes=stats.counters.resident_peak_bytes,
+        figures=_figures(stats),
         phase_s=phase_s,
         stats=stats.to_dict(),
     )
 
 
-@contextmanager
-def _mapped(pager: Pager, store: FileStore | ZeroStore) -> Iterator[Region]:
-    region = pager.map(store)
-    try:
-        yield region
-    finally:
-        region.close()
+def _figures(stats: Statistics) -> dict[str, int]:
+    """The statistics that the summary shows; all of them are in ``stats``."""
+    counters, latency = stats.counters, stats.latency.total
+    return {
+        "faults": counters.faults,
+        "fault_p50_ns": latency.p50_ns,
+        "fault_p99_ns": latency.p99_ns,
+        "prefetch_installed": counters.prefetch_installed,
+        "prefetch_hits": counters.prefetch_hits,
+        "evicted_clean": counters.evicted_clean,
+        "evicted_dirty": counters.evicted_dirty,
+    }
 
 
 def _chunks(size: int) -> Iterator[tuple[int, int]]:
