@@ -201,7 +201,10 @@ int umm_region_populate(struct umm_region *region, uint64_t offset, uint64_t len
 	sigset_t saved;
 	block_signals(&saved);
 	/* In parts, so that eviction keeps up with a range larger than the budget. */
-	uint64_t part = populate_part / region->unit ? populate_part / region->unit : 1;
+	uint64_t part = populate_part, room = resident_limit(pager) - evict_target(pager);
+	if (atomic_load(&pager->budget) && part > room)
+		part = room;
+	part = part / region->unit ? part / region->unit : 1;
 	for (uint64_t unit = first; unit <= last && !err; unit += part) {
 		uint64_t n = last + 1 - unit < part ? last + 1 - unit : part;
 		while (atomic_load(&pager->budget) && atomic_load(&pager->resident) > evict_target(pager)) {

@@ -17,10 +17,16 @@ enum {
 };
 static const long back_off_ns = 50000000;
 
-uint64_t evict_target(struct umm_pager *pager)
+uint64_t resident_limit(struct umm_pager *pager)
 {
 	uint64_t budget = atomic_load_explicit(&pager->budget, memory_order_relaxed);
 	return budget > pager->staging.bytes ? budget - pager->staging.bytes : 0;
+}
+
+uint64_t evict_target(struct umm_pager *pager)
+{
+	uint64_t limit = resident_limit(pager);
+	return limit - limit / 16;
 }
 
 void evictor_wake(struct umm_pager *pager)

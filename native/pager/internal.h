@@ -425,6 +425,9 @@ int write_out(struct umm_region *region, uint64_t unit, const void *data, uint8_
 enum { LAYER_STORE = 0xff };
 /* Records what write_out did. evict_lock and the uf's lock held. */
 void note_written(struct umm_region *region, uint64_t unit, uint8_t layer, uint64_t hash);
+/* What regions may hold: staging has the rest of the budget. Whoever brings units in stays below it. */
+uint64_t resident_limit(struct umm_pager *pager);
+/* Where eviction starts: some faults earlier, so that they need not wait for it. */
 uint64_t evict_target(struct umm_pager *pager);
 
 /* -- spill.c; evict_lock held --------------------------------------------------------------- */

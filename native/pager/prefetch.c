@@ -56,8 +56,9 @@ static void ask(struct umm_region *region, struct stream *stream, uint64_t unit)
 {
 	uint64_t most = window_max_bytes / region->unit;
 	uint64_t budget = atomic_load_explicit(&region->pager->budget, memory_order_relaxed);
-	if (budget && most > budget / 8 / region->unit)
-		most = budget / 8 / region->unit;
+	/* A half is posted at a time, and fits between the evictor's target and the limit. */
+	if (budget && most > budget / 16 / region->unit)
+		most = budget / 16 / region->unit;
 	if (stream->window > most)
 		stream->window = (uint32_t)most;
 	if (stream->window < 2)
@@ -204,9 +205,10 @@ static void *worker_main(void *argument)
 		}
 		struct prefetch_request request = worker->requests[worker->head++ % MAX_PREFETCHES];
 		pthread_mutex_unlock(&worker->lock);
-		uint64_t budget = atomic_load(&pager->budget);
 		/* Under pressure what was asked for would push out what is used. */
-		if (!budget || atomic_load(&pager->resident) < evict_target(pager) + budget / 16)
+		uint64_t more = request.count * request.region->unit;
+		if (!atomic_load(&pager->budget) ||
+		        atomic_load(&pager->resident) + more <= resident_limit(pager))
 			serve_request(pager, &request, worker->buffer);
 		pthread_mutex_lock(&request.region->uf->lock);
 		claim_end(request.region);

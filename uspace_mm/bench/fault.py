@@ -41,7 +41,6 @@ def run(options: BenchOptions) -> BenchReport:
     """Touch 256 MiB (2 MiB when quick) with 1 and with 64 threads, each contender in each round."""
     size = (2 << 20) if options.quick else (256 << 20)
     require_memory(3 * size)
-    warm_memory(2 * size)
     source = numbered_words(size)
     results: dict[str, float] = {}
     ratios: dict[str, float] = {}
@@ -66,6 +65,7 @@ def _measure(source: Words, threads: int, options: BenchOptions) -> dict[str, fl
         turn = number % len(names)
         for name in names[turn:] + names[:turn]:
             options.progress(f"fault: {threads} thread(s), round {number + 1} of {rounds}, {name}")
+            warm_memory(source.nbytes)
             with CONTENDERS[name](source) as base:
                 touches = contenders.touch(order * PAGE_BYTES + base, expected, threads)
             for label, q in _QUANTILES.items():

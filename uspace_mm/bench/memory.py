@@ -20,6 +20,11 @@ _MADV_POPULATE_WRITE = 23  # Linux 5.14; the mmap module has no name for it
 Words = npt.NDArray[np.uint64]
 
 
+def private_memory(size: int) -> mmap.mmap:
+    """`size` bytes of private anonymous memory, zero (mmap's own default is shared memory)."""
+    return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+
+
 def require_memory(size: int) -> None:
     """Raise :class:`UnsupportedError` when less than `size` bytes are available."""
     available = psutil.virtual_memory().available
@@ -31,16 +36,21 @@ def require_memory(size: int) -> None:
 
 
 def warm_memory(size: int) -> None:
-    """Touch `size` bytes and free them: what a hypervisor has not backed yet is slower the first time."""
+    """Touch `size` bytes and free them: what a hypervisor has not backed yet is slower the first time.
+
+    To be called right before each measured run: under free page reporting a guest's kernel gives blocks that
+    were freed back to the hypervisor after about two seconds.
+    """
     require_memory(size)
-    with mmap.mmap(-1, size) as area:
+    with private_memory(size) as area:
+        if huge_page_bytes() is not None:
+            area.madvise(mmap.MADV_HUGEPAGE)
         area.madvise(_MADV_POPULATE_WRITE)
 
 
 def numbered_words(size: int) -> Words:
     """`size` bytes of present memory whose words all differ, so that a page in the wrong place shows."""
-    area = mmap.mmap(-1, size)
-    words = np.frombuffer(area, dtype=np.uint64)
+    words = np.frombuffer(private_memory(size), dtype=np.uint64)
     words[:] = np.arange(1, len(words) + 1, dtype=np.uint64)
     return words
 

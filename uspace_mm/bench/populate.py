@@ -48,7 +48,6 @@ def run(options: BenchOptions) -> BenchReport:
     """Fill 1 GiB (8 MiB when quick) in each way in each round; throughputs are medians over the rounds."""
     size = (8 << 20) if options.quick else (1 << 30)
     require_memory(3 * size)
-    warm_memory(2 * size)
     source = numbered_words(size)
     batch = _best_batch(source, options)
     with_huge = huge_page_bytes() == UNIT_BYTES
@@ -86,6 +85,7 @@ def _best_batch(source: Words, options: BenchOptions) -> int:
 
 
 def _floor(source: Words, batch: int, align: int, *, huge: bool) -> float:
+    warm_memory(source.nbytes + UNIT_BYTES)
     elapsed = ffi.new("uint64_t *")
     wrong = ffi.new("uint64_t *")
     error = lib.umm_floor_populate(ffi.from_buffer(source), source.nbytes, batch, align, huge, elapsed, wrong)
@@ -97,6 +97,7 @@ def _floor(source: Words, batch: int, align: int, *, huge: bool) -> float:
 
 
 def _ours(source: Words, unit: int | None) -> _Filled:
+    warm_memory(source.nbytes + UNIT_BYTES)
     with Pager() as pager:
         region = pager.map(MemoryStore(source), unit=unit)
         try:
