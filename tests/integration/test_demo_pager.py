@@ -7,12 +7,14 @@ import os
 import socket
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from uspace_mm.cli import main
 from uspace_mm.demo import pager_demo
+from uspace_mm.pager import Region
 
 PAGE = os.sysconf("SC_PAGESIZE")
 LEAST = pager_demo.BUDGET_MIN_PAGES * PAGE
@@ -24,7 +26,7 @@ def write(path: Path, size: int, seed: int = 1) -> bytes:
     return data
 
 
-def run_json(args, capsys):
+def run_json(args: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, dict[str, Any]]:
     status = main(["demo", "pager", *args, "--json"])
     captured = capsys.readouterr()
     assert captured.err == ""
@@ -44,7 +46,9 @@ def run_json(args, capsys):
         (3 * LEAST + 2, 2),
     ],
 )
-def test_any_size_is_counted_and_sorted(tmp_path, capsys, size, word_bytes):
+def test_any_size_is_counted_and_sorted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], size: int, word_bytes: int
+) -> None:
     data = write(tmp_path / "data", size)
     status, result = run_json([str(tmp_path / "data")], capsys)
     assert status == 0
@@ -60,24 +64,24 @@ def test_any_size_is_counted_and_sorted(tmp_path, capsys, size, word_bytes):
         assert result["distinct_pairs"] == len(set(np.frombuffer(data, "u2").tolist()))
 
 
-def test_the_budget_is_kept_by_evicting(tmp_path, capsys):
+def test_the_budget_is_kept_by_evicting(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(tmp_path / "data", 8 * LEAST)
     status, result = run_json([str(tmp_path / "data"), "--budget", str(2 * LEAST)], capsys)
     assert status == 0
     assert result["budget_bytes"] == 2 * LEAST
     assert 0 < result["peak_bytes"] <= 2 * LEAST
-    figures = result["figures"]
-    assert figures["evicted_clean"] + figures["evicted_dirty"] > 0
-    assert figures["faults"] > 0
-    assert 0 < figures["fault_p50_ns"] <= figures["fault_p99_ns"]
+    counters, latency = result["stats"]["counters"], result["stats"]["latency"]["total"]
+    assert counters["evicted_clean"] + counters["evicted_dirty"] > 0
+    assert counters["faults"] > 0
+    assert 0 < latency["p50_ns"] <= latency["p99_ns"]
 
 
-def test_the_default_budget_is_a_quarter_of_the_file():
+def test_the_default_budget_is_a_quarter_of_the_file() -> None:
     assert pager_demo.default_budget(64 * LEAST) == 16 * LEAST
     assert pager_demo.default_budget(1) == LEAST
 
 
-def test_text_tells_results_and_statistics(tmp_path, capsys):
+def test_text_tells_results_and_statistics(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(tmp_path / "data", 8 * LEAST)
     assert main(["demo", "pager", str(tmp_path / "data")]) == 0
     captured = capsys.readouterr()
@@ -94,13 +98,15 @@ def test_text_tells_results_and_statistics(tmp_path, capsys):
     assert "NO" not in captured.out
 
 
-def test_the_file_is_not_changed(tmp_path):
+def test_the_file_is_not_changed(tmp_path: Path) -> None:
     data = write(tmp_path / "data", 3 * LEAST + 8)
     assert main(["demo", "pager", str(tmp_path / "data"), "--json"]) == 0
     assert (tmp_path / "data").read_bytes() == data
 
 
-def test_a_wrong_sort_is_found_and_exits_1(tmp_path, capsys, monkeypatch):
+def test_a_wrong_sort_is_found_and_exits_1(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     write(tmp_path / "data", 2 * LEAST)
     monkeypatch.setattr(pager_demo, "_sort", lambda target, size, width: None)
     status, result = run_json([str(tmp_path / "data")], capsys)
@@ -109,11 +115,13 @@ def test_a_wrong_sort_is_found_and_exits_1(tmp_path, capsys, monkeypatch):
     assert result["histogram_matches"] and result["same_words"]
 
 
-def test_a_changed_word_is_found_and_exits_1(tmp_path, capsys, monkeypatch):
+def test_a_changed_word_is_found_and_exits_1(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     write(tmp_path / "data", 2 * LEAST)
     sort = pager_demo._sort
 
-    def sort_and_damage(target, size, width):
+    def sort_and_damage(target: Region, size: int, width: int) -> None:
         sort(target, size, width)
         target.array(f"u{width}", shape=(size // width,))[-1] += np.uint64(1)
 
@@ -124,7 +132,7 @@ def test_a_changed_word_is_found_and_exits_1(tmp_path, capsys, monkeypatch):
     assert not result["same_words"] and not result["histogram_matches"]
 
 
-def refused(args, capsys):
+def refused(args: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     assert main(["demo", "pager", *args]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
@@ -132,25 +140,29 @@ def refused(args, capsys):
     return captured.err
 
 
-def test_a_missing_file_is_refused(tmp_path, capsys):
+def test_a_missing_file_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "No such file" in refused([str(tmp_path / "none")], capsys)
 
 
-def test_an_empty_file_is_refused(tmp_path, capsys):
+def test_an_empty_file_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "empty").touch()
     assert "is empty" in refused([str(tmp_path / "empty")], capsys)
 
 
-def test_a_directory_is_refused(tmp_path, capsys):
+def test_a_directory_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "is a directory" in refused([str(tmp_path)], capsys)
 
 
-def test_a_pipe_is_refused_without_waiting_for_its_writer(tmp_path, capsys):
+def test_a_pipe_is_refused_without_waiting_for_its_writer(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     os.mkfifo(tmp_path / "pipe")
     assert "no regular file" in refused([str(tmp_path / "pipe")], capsys)
 
 
-def test_a_socket_and_a_device_are_refused(tmp_path, capsys, monkeypatch):
+def test_a_socket_and_a_device_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)  # a socket's name is at most 108 bytes long
     with socket.socket(socket.AF_UNIX) as server:
         server.bind("socket")
@@ -158,7 +170,9 @@ def test_a_socket_and_a_device_are_refused(tmp_path, capsys, monkeypatch):
     assert "no regular file" in refused(["/dev/zero"], capsys)
 
 
-def test_a_file_without_the_right_to_read_is_refused(tmp_path, capsys):
+def test_a_file_without_the_right_to_read_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     write(tmp_path / "data", 100)
     (tmp_path / "data").chmod(0)
     if os.geteuid() == 0:
@@ -174,7 +188,9 @@ def test_a_file_without_the_right_to_read_is_refused(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("budget", ["0", "-1", "12 apples", "1", str(LEAST - 1)])
-def test_a_budget_that_is_no_budget_is_refused(tmp_path, capsys, budget):
+def test_a_budget_that_is_no_budget_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], budget: str
+) -> None:
     write(tmp_path / "data", 100)
     message = refused([str(tmp_path / "data"), f"--budget={budget}"], capsys)
     assert "budget" in message or "size" in message

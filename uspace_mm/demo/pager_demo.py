@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from uspace_mm.errors import InputError
-from uspace_mm.pager import Pager, Region, Statistics
+from uspace_mm.pager import Pager, Region
 from uspace_mm.stores import FileStore, ZeroStore
 
 CHUNK_BYTES = 1 << 20
@@ -47,7 +47,6 @@ class PagerDemoResult:
     is_sorted: bool
     same_words: bool
     peak_bytes: int
-    figures: dict[str, int] = field(default_factory=dict)
     phase_s: dict[str, float] = field(default_factory=dict)
     stats: dict[str, Any] = field(default_factory=dict)
 
@@ -152,24 +151,9 @@ def run_pager_demo(
         is_sorted=is_sorted,
         same_words=out_sum == file_sum,
         peak_bytes=stats.counters.resident_peak_bytes,
-        figures=_figures(stats),
         phase_s=phase_s,
         stats=stats.to_dict(),
     )
-
-
-def _figures(stats: Statistics) -> dict[str, int]:
-    """The statistics that the summary shows; all of them are in ``stats``."""
-    counters, latency = stats.counters, stats.latency.total
-    return {
-        "faults": counters.faults,
-        "fault_p50_ns": latency.p50_ns,
-        "fault_p99_ns": latency.p99_ns,
-        "prefetch_installed": counters.prefetch_installed,
-        "prefetch_hits": counters.prefetch_hits,
-        "evicted_clean": counters.evicted_clean,
-        "evicted_dirty": counters.evicted_dirty,
-    }
 
 
 def _chunks(size: int) -> Iterator[tuple[int, int]]:
