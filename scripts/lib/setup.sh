@@ -142,7 +142,11 @@ umm_digest() { # PYTHON
 umm_make_environment() { # PURPOSE PYTHON
 	local extras=plot venv=$UMM_ROOT/.venv
 	[ "$1" = test ] && extras=plot,dev
-	umm_say "first run here: setting up .venv and building (about a minute)"
+	if [ -n "$have" ]; then
+		umm_say "the build files or the interpreter changed: bringing .venv up to date"
+	else
+		umm_say "first run here: setting up .venv and building (about a minute)"
+	fi
 	# An environment that this script began and did not finish may be half of anything; one that somebody else
 	# made is used as it is.
 	if [ -e "$venv/.umm-made-here" ] && [ ! -e "$venv/.umm-ready" ] || ! "$UMM_BIN/python" -m pip --version \
