@@ -8,6 +8,8 @@
 #include "common/clock.h"
 #include "common/histogram_owned.h"
 
+static const uint64_t admit_every_ns = 2000000;
+
 static void record(struct umm_region *region, const struct times *times)
 {
 	struct umm_uf *uf = region->uf;
@@ -110,6 +112,25 @@ int finish_claim(
 		unit_unmark(region, unit, UNIT_PREFETCHED);
 	after_install(region, unit);
 	return 0;
+}
+
+/* Far above the budget faults are put off and come again, like balance_dirty_pages() in the kernel: the
+ * evictor gets the CPU. Events are read meanwhile, and one fault is served every so often whatever the
+ * evictor does: its store may itself wait for a fault. */
+static bool put_off(struct umm_uf *uf, const struct times *times)
+{
+	struct umm_pager *pager = uf->pager;
+	uint64_t budget = atomic_load_explicit(&pager->budget, memory_order_relaxed);
+	if (!budget || pager->in_thread ||
+	        atomic_load_explicit(&pager->resident, memory_order_relaxed) <= budget + budget / 32)
+		return false;
+	evictor_wake(pager);
+	if (times->arrived - uf->admitted_ns > admit_every_ns) {
+		uf->admitted_ns = times->arrived;
+		return false;
+	}
+	uf->throttled = true;
+	return true;
 }
 
 static void serve_missing(struct umm_region *region, uint64_t unit, uint64_t address, uint64_t flags,
@@ -287,6 +308,10 @@ void serve_fault(struct umm_uf *uf, uint64_t address, uint64_t flags, uint8_t *b
 	}
 	switch (unit_state(region, unit)) {
 	case UNIT_MISSING:
+		if (put_off(uf, times)) {
+			defer_unit(region, unit);
+			return;
+		}
 		serve_missing(region, unit, address, flags, buffer, times);
 		prefetch_on_fault(region, unit);
 		return;

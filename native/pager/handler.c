@@ -8,37 +8,25 @@
 #include <poll.h>
 #include <sched.h>
 #include <stdio.h>
+#include <sys/prctl.h>
 #include <unistd.h>
 
 #include "common/clock.h"
 #include "pager/lock.h"
 
-static const int pause_for_memory_us = 1000, pause_for_eviction_us = 50, pauses_max = 20;
-
-/* Far above the budget a handler pauses before it takes the next fault, for a bounded time: like
- * balance_dirty_pages() in the kernel. Never until something happens: the evictor's store may itself wait
- * for a fault. */
-static void throttle(struct umm_pager *pager)
-{
-	uint64_t budget = atomic_load_explicit(&pager->budget, memory_order_relaxed);
-	for (int i = 0; budget && i < pauses_max; i++) {
-		if (atomic_load_explicit(&pager->resident, memory_order_relaxed) <= budget + budget / 32)
-			return;
-		evictor_wake(pager);
-		usleep(pause_for_eviction_us);
-	}
-}
+static const int pause_for_memory_us = 1000, pause_for_caller_us = 20, pause_for_eviction_us = 100;
 
 static void *handler_main(void *argument)
 {
 	struct handler *self = argument;
 	struct umm_uf *uf = self->uf;
+	/* Pauses of microseconds are meant as such. */
+	prctl(PR_SET_TIMERSLACK, 1);
 	struct pollfd fds[2] = {
 	        {.fd = uf->fd, .events = POLLIN}, {.fd = uf->pager->stop_fd, .events = POLLIN}};
 
 	for (;;) {
 		struct times times = {.arrived = umm_now_ns()};
-		throttle(uf->pager);
 		/* Woken while the lock is held, the faulting thread would run at once and the lock with it
 		 * wait for a CPU: so the wake comes after the unlock. */
 		struct range wake = {0, 0};
@@ -55,20 +43,21 @@ static void *handler_main(void *argument)
 		/* Faults are handed out before events: an event that makes installs answer EAGAIN comes
 		 * only once the faults in front of it have been taken out of the queue. So a deferred fault
 		 * is woken when the queue is empty, not before. */
-		bool was_deferred = false;
-		if (uf->n_deferred) {
-			struct pollfd more = {.fd = uf->fd, .events = POLLIN};
-			if (poll(&more, 1, 0) == 0) {
-				was_deferred = true;
-				wake_deferred(uf);
-			}
-		}
+		struct pollfd more = {.fd = uf->fd, .events = POLLIN};
+		bool wake_others = uf->n_deferred && poll(&more, 1, 0) == 0;
 		uf->wake_later = NULL;
 		pthread_mutex_unlock(&uf->lock);
 		if (wake.end)
 			umm_uffd_wake(uf->fd, wake.start, wake.end - wake.start);
-		if (was_deferred)
-			sched_yield();
+		if (wake_others) {
+			/* The event has been read, its caller (or the evictor) has yet to run: it needs a CPU
+			 * more than we do. */
+			usleep(uf->throttled ? pause_for_eviction_us : pause_for_caller_us);
+			pthread_mutex_lock(&uf->lock);
+			uf->throttled = false;
+			wake_deferred(uf);
+			pthread_mutex_unlock(&uf->lock);
+		}
 		if (err == -ENOMEM)
 			usleep(pause_for_memory_us);
 		/* Read first, poll only when there was nothing: the COPY wakes a faulting thread on this CPU,

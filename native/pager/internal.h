@@ -159,6 +159,8 @@ struct umm_uf {
 	uint32_t n_ghosts;
 	struct range deferred[MAX_DEFERRED];
 	uint32_t n_deferred;
+	bool throttled;           /* some of them were put off because of the budget */
+	uint64_t admitted_ns;     /* when a fault was last served far above the budget */
 	struct range *wake_later; /* of the handler that holds the lock: installs leave the waking to it */
 	struct zap zap;
 	struct fifo fifo;
