@@ -89,24 +89,42 @@ def process_madvise(
     return int(done[0])
 
 
+Ranges = Sequence[tuple[SupportsIndex, SupportsIndex]]
+
+
 def process_read(pid: SupportsIndex, address: SupportsIndex, into: Any) -> int:
     """Read memory of process `pid` into a writable buffer: the bytes read, fewer at an unmapped page."""
     call = "process_vm_readv"
     buffer = buffer_of(call, into, writable=True)
-    return _transfer(lib.umm_process_read, call, pid, address, buffer)
+    return _transfer(lib.umm_process_read, call, pid, [(address, len(buffer))], buffer)
+
+
+def process_readv(pid: SupportsIndex, ranges: Ranges, into: Any) -> int:
+    """Read (address, length) ranges of process `pid`, one after the other, into a writable buffer that is
+    as large as their sum: the bytes read, fewer at an unmapped page. At most IOV_MAX ranges."""
+    call = "process_vm_readv"
+    return _transfer(lib.umm_process_read, call, pid, ranges, buffer_of(call, into, writable=True))
 
 
 def process_write(pid: SupportsIndex, address: SupportsIndex, data: Any) -> int:
     """Write a buffer to memory of process `pid`: the bytes written, fewer at a page that cannot be."""
     call = "process_vm_writev"
     buffer = buffer_of(call, data, writable=False)
-    return _transfer(lib.umm_process_write, call, pid, address, buffer)
+    return _transfer(lib.umm_process_write, call, pid, [(address, len(buffer))], buffer)
 
 
-def _transfer(function: Any, call: str, pid: SupportsIndex, address: SupportsIndex, buffer: Any) -> int:
+def process_writev(pid: SupportsIndex, ranges: Ranges, data: Any) -> int:
+    """Write a buffer to (address, length) ranges of process `pid`; see :func:`process_readv`."""
+    call = "process_vm_writev"
+    return _transfer(lib.umm_process_write, call, pid, ranges, buffer_of(call, data, writable=False))
+
+
+def _transfer(function: Any, call: str, pid: SupportsIndex, ranges: Ranges, buffer: Any) -> int:
+    remote, length = _spans(call, ranges)
+    if length != len(buffer):
+        raise InputError(f"{call}: the ranges are {length} bytes, the buffer is {len(buffer)}")
     local, _ = _spans(call, [(address_of(buffer), len(buffer))])
-    remote, length = _spans(call, [(address, len(buffer))])
     done = ffi.new("uint64_t *")
-    result = function(as_pid(call, pid), local, 1, remote, 1, done)
+    result = function(as_pid(call, pid), local, 1, remote, len(ranges), done)
     check(result, call, address=remote[0].address, length=length, hints=_HINTS)
     return int(done[0])

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
+from tests.integration.kernel.huge import HUGE_LIMIT, collapse
 from uspace_mm.errors import InputError, KernelError
 from uspace_mm.kernel import mapping as m
 from uspace_mm.kernel import proc
@@ -33,8 +34,8 @@ PMD = proc.pmd_size()
 @pytest.fixture
 def huge() -> Iterator[m.Mapping]:
     """Two PMDs of which the first was collapsed."""
-    if PMD is None:
-        pytest.skip("lacks: transparent huge pages")
+    if PMD is None or PMD > HUGE_LIMIT:
+        pytest.skip("lacks: transparent huge pages of a size that a test can fill")
     with m.Mapping(2 * PMD, align=PMD) as mapping:
         madvise(mapping.address, 2 * PMD, Advice.NOHUGEPAGE)
         mapping.array[::PAGE] = 1
@@ -42,17 +43,6 @@ def huge() -> Iterator[m.Mapping]:
         madvise(mapping.address, PMD, Advice.HUGEPAGE)
         collapse(mapping.address, PMD)
         yield mapping
-
-
-def collapse(address: int, length: int) -> None:
-    for attempt in range(20):
-        try:
-            madvise(address, length, Advice.COLLAPSE)
-        except KernelError as error:
-            if error.errno != errno.EAGAIN or attempt == 19:
-                raise
-        else:
-            return
 
 
 def test_pagemap_agrees_with_mincore_and_scan(memory: m.Mapping, pagemap: Pagemap) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from uspace_mm.errors import KernelError
+from uspace_mm.errors import InputError, KernelError
 from uspace_mm.kernel import mapping as m
 from uspace_mm.kernel import prctl, proc
 from uspace_mm.kernel.madvise import Advice
@@ -25,17 +25,23 @@ from uspace_mm.kernel.process import (
     pidfd_open,
     process_madvise,
     process_read,
+    process_readv,
     process_write,
+    process_writev,
 )
 
 PAGE = proc.page_size()
 PMD = proc.pmd_size()
 
 
+SLEEPER_BYTES = 4 * PAGE
+
+
 def sleeper() -> subprocess.Popen[bytes]:
-    """A process with one page of 0x5a, whose address it prints."""
+    """A process with SLEEPER_BYTES of "Z", whose address it prints."""
     script = (
-        "import sys, ctypes; b = (ctypes.c_char * 65536).from_buffer(bytearray(b'Z' * 65536));"
+        f"import sys, ctypes, mmap; m = mmap.mmap(-1, {SLEEPER_BYTES}, flags=mmap.MAP_PRIVATE);"
+        f"m[:] = b'Z' * {SLEEPER_BYTES}; b = (ctypes.c_char * 1).from_buffer(m);"
         "print(ctypes.addressof(b), flush=True); sys.stdin.read()"
     )
     return subprocess.Popen(
@@ -58,13 +64,19 @@ def test_another_process_is_read_written_and_advised() -> None:
         address = int(child.stdout.readline())
         pidfd = pidfd_open(child.pid)
         try:
-            into = bytearray(65536)
-            assert process_read(child.pid, address, into) == 65536
-            assert into == b"Z" * 65536
+            into = bytearray(SLEEPER_BYTES)
+            assert process_read(child.pid, address, into) == SLEEPER_BYTES
+            assert into == b"Z" * SLEEPER_BYTES
             assert process_write(child.pid, address, b"changed") == 7
             assert process_read(child.pid, address, memoryview(into)[:8]) == 8
             assert into[:8] == b"changedZ"
-            page = -(-address // PAGE) * PAGE
+            scattered = [(address + PAGE, 3), (address, 8)]
+            assert process_writev(child.pid, scattered, b"abcdefghijk") == 11
+            assert process_readv(child.pid, scattered[::-1], memoryview(into)[:11]) == 11
+            assert into[:11] == b"defghijkabc"
+            with pytest.raises(InputError, match="the ranges are 11 bytes, the buffer is 4"):
+                process_writev(child.pid, scattered, b"four")
+            page = address
             with Pagemap(child.pid) as pagemap:
                 assert pagemap.present(page, PAGE).all()
             names = {entry.name for entry in proc.smaps(child.pid)}

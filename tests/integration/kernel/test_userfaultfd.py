@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.integration.kernel.huge import HUGE_LIMIT, collapse
 from uspace_mm.errors import InputError, KernelError, UnsupportedError
 from uspace_mm.kernel import proc
 from uspace_mm.kernel.mapping import MapFlag, Mapping, Protection, protect
 from uspace_mm.kernel.memfd import memfd_create
-from uspace_mm.kernel.pagemap import Pagemap
+from uspace_mm.kernel.pagemap import Category, Pagemap, PagemapBit, has_bits
 from uspace_mm.kernel.process import pidfd_getfd, pidfd_open
 from uspace_mm.kernel.userfaultfd import (
     Feature,
@@ -129,6 +130,51 @@ def test_zeropage_poison_and_healing(uffd: Userfaultfd, memory: Mapping) -> None
         assert not pagemap.present(place, PAGE).any()
     assert uffd.copy(place, b"\x55" * PAGE).ok
     assert memory.array[PAGE] == 0x55
+
+
+def test_a_write_protect_marker_is_in_the_way_of_all_but_copy(uffd: Userfaultfd, memory: Mapping) -> None:
+    lacks(Feature.WP_UNPOPULATED)
+    uffd.register(memory.address, memory.length, RegisterMode.MISSING | RegisterMode.WP)
+    source = memory.address + 8 * PAGE
+    uffd.copy(source, b"\x31" * PAGE).require()
+    uffd.writeprotect(memory.address, PAGE).require()
+    assert uffd.zeropage(memory.address, PAGE).kind is OutcomeKind.ALREADY_THERE
+    if Feature.POISON in uffd.granted:
+        assert uffd.poison(memory.address, PAGE).kind is OutcomeKind.ALREADY_THERE
+    if Feature.MOVE in uffd.granted:
+        assert uffd.move(memory.address, source, PAGE).kind is OutcomeKind.ALREADY_THERE
+    with Pagemap() as pagemap:
+        assert not pagemap.present(memory.address, PAGE).any()
+        assert has_bits(pagemap.entries(memory.address, PAGE), PagemapBit.UFFD_WP).all()
+    assert uffd.copy(memory.address, b"\x32" * PAGE).ok
+    assert memory.array[0] == 0x32
+
+
+def test_move_drops_the_write_protection(uffd: Userfaultfd, memory: Mapping) -> None:
+    lacks(Feature.MOVE)
+    memory.array[:PAGE] = 1
+    uffd.register(memory.address, memory.length, RegisterMode.MISSING | RegisterMode.WP)
+    uffd.writeprotect(memory.address, PAGE).require()
+    uffd.move(memory.address + PAGE, memory.address, PAGE).require()
+    with Pagemap() as pagemap:
+        entries = pagemap.entries(memory.address, 2 * PAGE)
+    assert not has_bits(entries, PagemapBit.UFFD_WP).any()
+
+
+def test_a_huge_page_moves_whole(uffd: Userfaultfd) -> None:
+    lacks(Feature.MOVE)
+    size = proc.pmd_size()
+    if size is None or size > HUGE_LIMIT:
+        pytest.skip("lacks: transparent huge pages of a size that a test can fill")
+    with Mapping(2 * size, align=size) as place, Pagemap() as pagemap:
+        place.array[:size] = 0x5B
+        collapse(place.address, size)
+        uffd.register(place.address, place.length, RegisterMode.MISSING)
+        uffd.move(place.address + size, place.address, size).require()
+        found = list(pagemap.scan(place.address, place.length, any_of=Category.HUGE))
+        assert [(region.start, region.length) for region in found] == [(place.address + size, size)]
+        assert (place.array[size:] == 0x5B).all()
+        uffd.unregister(place.address, place.length)
 
 
 def test_move_takes_the_page_along(uffd: Userfaultfd, memory: Mapping) -> None:
