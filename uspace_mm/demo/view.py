@@ -12,6 +12,7 @@ from rich.live import Live
 from rich.panel import Panel
 from rich.text import Text
 
+from uspace_mm.demo.options import SIDES
 from uspace_mm.demo.report import STATE_NAMES, map_states
 from uspace_mm.sizes import format_size
 
@@ -123,7 +124,8 @@ class View:
             last = self.rounds[-1]
             text = f"round {last['number']}: {last['pages']:,} pages, {last['rest']:,} written meanwhile"
             lines.append(Text(text))
-        for side, event in self.progress.items():
+        for side in (side for side in SIDES if side in self.progress):
+            event = self.progress[side]
             stats = event["stats"]
             sends = side == "source"
             moved = f"{format_size(stats['bytes_sent'])} sent" if sends else ""
@@ -131,11 +133,9 @@ class View:
             lines.append(Text(f"{side:<12}", "bold") + _bar(event["map"], width))
             text = f"{'':<12}step {event['steps']:,}, {moved}"
             if side == "destination" and stats["missing_pages"]:
-                text += (
-                    f", {stats['arrived_pages']:,} of {stats['missing_pages']:,} missing pages here, "
-                    f"{event['faults']:,} faults ({self._fault_rate:,.0f}/s), "
-                    f"p50 {microseconds(event['p50_ns'])}, p99 {microseconds(event['p99_ns'])}"
-                )
+                text += f", {stats['arrived_pages']:,} of {stats['missing_pages']:,} missing pages here"
+                text += f"\n{'':<12}{event['faults']:,} faults ({self._fault_rate:,.0f}/s), "
+                text += f"p50 {microseconds(event['p50_ns'])}, p99 {microseconds(event['p99_ns'])}"
             lines.append(Text(text))
         legend = Text(" " * 12)
         for name, colour in zip(STATE_NAMES, STATE_COLOURS, strict=True):
