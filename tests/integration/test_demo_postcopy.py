@@ -20,6 +20,8 @@ from typing import Any
 import psutil
 import pytest
 
+from uspace_mm import cli
+
 COMMAND = [sys.executable, "-m", "uspace_mm.cli", "demo", "postcopy"]
 SMALL = ["--size", "8M", "--steps", "20", "--timeout", "5"]
 ANSWER_S = 60.0
@@ -326,11 +328,12 @@ def test_nobody_listens(runs: list[Run]) -> None:
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_bad_options(runs: list[Run], arguments: list[str], words: str) -> None:
+def test_bad_options(arguments: list[str], words: str, capfd: pytest.CaptureFixture[str]) -> None:
     # argparse takes "-5M" for an option unless it is joined on
     joined = [f"{arguments[0]}={arguments[1]}"]
     defaults = [] if arguments[0] == "--size" else ["--size", "1M"]
-    status, out, err = start(runs, *defaults, *joined).end()
+    status = cli.main(["demo", "postcopy", *defaults, *joined])
+    out, err = capfd.readouterr()
     assert (status, out) == (2, "")
     assert words in err and len(err.splitlines()) == 1, err
 

@@ -94,20 +94,19 @@ class Source:
 
     def _precopy(self) -> None:
         self.started_ns = time.monotonic_ns()
-        page_size = mmap.PAGESIZE
         for number in range(1, self.options.rounds + 1):
             self.options.pause("source", "precopy")
-            before = self.worker.steps
             self.sender.round()
+            after = self.worker.steps
             stats = self.sender.stats()
             rest = self.sender.dirty()
             rate = stats["round_pages"] / max(stats["round_ns"], 1) * 1e9
             estimate_s = rest / rate if rate else 0.0
             self.emit("round", number=number, pages=stats["round_pages"], rest=rest, estimate_s=estimate_s)
             # The work is to have written something since: the rest is what postcopy is for.
-            if not self.worker.wait_for(before + 2, self.options.timeout_s):
+            if not self.worker.wait_for(after + 1, self.options.timeout_s):
                 raise UspaceError("the work stands still")
-            if rest * page_size == 0 or estimate_s < self.options.downtime_goal_s:
+            if estimate_s < self.options.downtime_goal_s:
                 break
 
     def _switch(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter
+from socket import gethostname
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
@@ -42,6 +43,14 @@ def _bar(states: str, width: int) -> Text:
         ]
         bar.append("█", STATE_COLOURS[Counter(group.tolist()).most_common(1)[0][0]])
     return bar
+
+
+def _announce(host: str, port: int) -> None:
+    """Tell people what to start on the other host."""
+    reachable = gethostname() if host in ("", "0.0.0.0", "::") else host
+    listening, connect = (f"[{name}]" if ":" in name else name for name in (host, reachable))
+    text = f"listening on {listening}:{port}; start the destination with --connect {connect}:{port}"
+    print(text, file=sys.stderr, flush=True)
 
 
 class View:
@@ -91,11 +100,7 @@ class View:
             case "round":
                 self.rounds.append(event)
             case "listening" if event["side"] == "source" and self.announce:
-                address = f"{event['host']}:{event['port']}"
-                print(
-                    f"listening on {address}; start the destination with --connect {address}", file=sys.stderr
-                )
-                sys.stderr.flush()
+                _announce(event["host"], event["port"])
             case "details":
                 self.details = event
         if self._display is not None:
