@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from tests.integration.kernel.huge import HUGE_LIMIT, collapse
 from uspace_mm.errors import InputError, KernelError
@@ -45,14 +46,25 @@ def huge() -> Iterator[m.Mapping]:
         yield mapping
 
 
-def test_pagemap_agrees_with_mincore_and_scan(memory: m.Mapping, pagemap: Pagemap) -> None:
-    touched = np.zeros(64, np.bool_)
-    touched[[0, 1, 5, 6, 7, 40, 63]] = True
-    for page in np.flatnonzero(touched):
+@pytest.fixture
+def touched(memory: m.Mapping) -> NDArray[np.bool_]:
+    """Which of the pages of `memory` were touched."""
+    pages = np.zeros(64, np.bool_)
+    pages[[0, 1, 5, 6, 7, 40, 63]] = True
+    for page in np.flatnonzero(pages):
         memory.array[page * PAGE] = 1
+    return pages
+
+
+def test_pagemap_agrees_with_mincore(memory: m.Mapping, touched: NDArray[np.bool_], pagemap: Pagemap) -> None:
     assert (pagemap.present(memory.address, memory.length) == touched).all()
     assert (m.mincore(memory.address, memory.length) == touched).all()
-    result = pagemap.scan(memory.address, memory.length, any_of=Category.PRESENT)
+
+
+def test_a_scan_agrees_with_what_was_touched(
+    memory: m.Mapping, touched: NDArray[np.bool_], scanner: Pagemap
+) -> None:
+    result = scanner.scan(memory.address, memory.length, any_of=Category.PRESENT)
     assert result.walk_end == memory.address + memory.length
     scanned = np.zeros(64, np.bool_)
     for region in result:
@@ -60,7 +72,7 @@ def test_pagemap_agrees_with_mincore_and_scan(memory: m.Mapping, pagemap: Pagema
         scanned[(region.start - memory.address) // PAGE : (region.end - memory.address) // PAGE] = True
     assert (scanned == touched).all()
     assert result.total_bytes == touched.sum() * PAGE
-    absent = pagemap.scan(
+    absent = scanner.scan(
         memory.address,
         memory.length,
         all_of=Category.PRESENT,
@@ -70,43 +82,43 @@ def test_pagemap_agrees_with_mincore_and_scan(memory: m.Mapping, pagemap: Pagema
     assert absent.total_bytes == (~touched).sum() * PAGE
 
 
-def test_a_scan_of_more_regions_than_fit_in_one_call(pagemap: Pagemap) -> None:
+def test_a_scan_of_more_regions_than_fit_in_one_call(scanner: Pagemap) -> None:
     pages = 3 * 2048 * 2
     with m.Mapping(pages * PAGE, flags=m.PRIVATE_ANONYMOUS | m.MapFlag.NORESERVE) as mapping:
         if PMD is not None:
             madvise(mapping.address, mapping.length, Advice.NOHUGEPAGE)
         mapping.array[:: 2 * PAGE] = 1
-        result = pagemap.scan(mapping.address, mapping.length, any_of=Category.PRESENT)
+        result = scanner.scan(mapping.address, mapping.length, any_of=Category.PRESENT)
         assert len(result) == pages // 2
         assert (result.regions["start"] == mapping.address + np.arange(pages // 2) * 2 * PAGE).all()
 
 
-def test_a_scan_with_a_page_limit_goes_on_where_it_stopped(memory: m.Mapping, pagemap: Pagemap) -> None:
+def test_a_scan_with_a_page_limit_goes_on_where_it_stopped(memory: m.Mapping, scanner: Pagemap) -> None:
     memory.array[::PAGE] = 1
-    first = pagemap.scan(memory.address, memory.length, any_of=Category.PRESENT, max_pages=10)
+    first = scanner.scan(memory.address, memory.length, any_of=Category.PRESENT, max_pages=10)
     assert first.total_bytes == 10 * PAGE
     rest = memory.address + memory.length - first.walk_end
-    second = pagemap.scan(first.walk_end, rest, any_of=Category.PRESENT)
+    second = scanner.scan(first.walk_end, rest, any_of=Category.PRESENT)
     assert first.total_bytes + second.total_bytes == memory.length
 
 
-def test_zero_pages_and_written_ones_differ(memory: m.Mapping, pagemap: Pagemap) -> None:
+def test_zero_pages_and_written_ones_differ(memory: m.Mapping, scanner: Pagemap) -> None:
     assert memory.array[0] == 0
     memory.array[PAGE] = 1
     found = list(
-        pagemap.scan(
+        scanner.scan(
             memory.address, 2 * PAGE, any_of=Category.PRESENT, returned=Category.PRESENT | Category.PFNZERO
         )
     )
     assert [Category.PFNZERO in region.categories for region in found] == [True, False]
 
 
-def test_huge_pages_in_scan_smaps_and_page_flags(huge: m.Mapping, pagemap: Pagemap) -> None:
+def test_huge_pages_in_scan_smaps_and_page_flags(huge: m.Mapping, scanner: Pagemap) -> None:
     assert PMD is not None
-    found = list(pagemap.scan(huge.address, 2 * PMD, any_of=Category.HUGE, returned=COMMON_CATEGORIES))
+    found = list(scanner.scan(huge.address, 2 * PMD, any_of=Category.HUGE, returned=COMMON_CATEGORIES))
     assert [(region.start, region.length) for region in found] == [(huge.address, PMD)]
     assert proc.mapping_at(huge.address).anon_huge_bytes == PMD
-    frames = pagemap.entries(huge.address, 2 * PMD) & np.uint64(PFN_MASK)
+    frames = scanner.entries(huge.address, 2 * PMD) & np.uint64(PFN_MASK)
     if not frames.all():
         pytest.skip("lacks: CAP_SYS_ADMIN, for frame numbers")
     flags = page_flags(frames)
@@ -140,14 +152,14 @@ def test_exclusive_is_lost_to_a_child(memory: m.Mapping, pagemap: Pagemap) -> No
         os.waitpid(child, 0)
 
 
-def test_written_pages_are_found_once(memory: m.Mapping, pagemap: Pagemap) -> None:
+def test_written_pages_are_found_once(memory: m.Mapping, scanner: Pagemap) -> None:
     wanted = Feature.WP_ASYNC | Feature.WP_UNPOPULATED
     if wanted & ~probe_features():
         pytest.skip("lacks: UFFD_FEATURE_WP_ASYNC")
     memory.array[::PAGE] = 1
 
     def written() -> list[int]:
-        result = pagemap.scan(
+        result = scanner.scan(
             memory.address,
             memory.length,
             all_of=Category.WRITTEN | Category.PRESENT,
@@ -192,9 +204,9 @@ def test_guard_pages_are_told_from_holes(memory: m.Mapping, pagemap: Pagemap) ->
     assert memory.array[0] == 0
 
 
-def test_a_scan_without_a_category_says_why_not(memory: m.Mapping, pagemap: Pagemap) -> None:
+def test_a_scan_without_a_category_says_why_not(memory: m.Mapping, scanner: Pagemap) -> None:
     with pytest.raises(KernelError, match="a category this kernel lacks") as caught:
-        pagemap.scan(memory.address, PAGE, any_of=Category(1 << 40))
+        scanner.scan(memory.address, PAGE, any_of=Category(1 << 40))
     assert caught.value.errno == errno.EINVAL
 
 

@@ -161,17 +161,17 @@ def test_move_drops_the_write_protection(uffd: Userfaultfd, memory: Mapping) -> 
     assert not has_bits(entries, PagemapBit.UFFD_WP).any()
 
 
-def test_a_huge_page_moves_whole(uffd: Userfaultfd) -> None:
+def test_a_huge_page_moves_whole(uffd: Userfaultfd, scanner: Pagemap) -> None:
     lacks(Feature.MOVE)
     size = proc.pmd_size()
     if size is None or size > HUGE_LIMIT:
         pytest.skip("lacks: transparent huge pages of a size that a test can fill")
-    with Mapping(2 * size, align=size) as place, Pagemap() as pagemap:
+    with Mapping(2 * size, align=size) as place:
         place.array[:size] = 0x5B
         collapse(place.address, size)
         uffd.register(place.address, place.length, RegisterMode.MISSING)
         uffd.move(place.address + size, place.address, size).require()
-        found = list(pagemap.scan(place.address, place.length, any_of=Category.HUGE))
+        found = list(scanner.scan(place.address, place.length, any_of=Category.HUGE))
         assert [(region.start, region.length) for region in found] == [(place.address + size, size)]
         assert (place.array[size:] == 0x5B).all()
         uffd.unregister(place.address, place.length)
