@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stdbool.h>
 #include <sys/ioctl.h>
 #include <unistd.h>
 
@@ -62,19 +63,20 @@ int umm_pagemap_read(int fd, uint64_t address, uint64_t pages, uint64_t page_siz
 	return 0;
 }
 
-/* Linux 6.7 to 6.18 leave walk_end where an inner round stopped (each fills a buffer of 512 regions) when
- * the last round then runs through: going on there would find regions a second time. What was written to
- * vec tells how far the scan really went. */
+/* The kernel leaves walk_end where an inner round stopped (each fills a buffer of 512 regions) when the last
+ * round then runs through (seen on 6.18): going on there would find regions a second time. It is then behind
+ * the last region in vec. A walk_end that is not, is right: it also marks a hugetlb page that was left out
+ * because the range or max_pages cuts it. */
 static void correct_walk_end(struct umm_pagemap_scan *args, uint64_t regions, uint64_t page_size)
 {
 	const struct umm_page_region *vec = (const void *)(uintptr_t)args->vec;
 	uint64_t bytes = 0;
-	if (regions && vec[regions - 1].end > args->walk_end)
-		args->walk_end = vec[regions - 1].end;
+	if (!regions || vec[regions - 1].end <= args->walk_end)
+		return;
 	for (uint64_t i = 0; i < regions && args->max_pages; i++)
 		bytes += vec[i].end - vec[i].start;
-	if (regions < args->vec_len && (!args->max_pages || bytes / page_size < args->max_pages))
-		args->walk_end = args->end;
+	bool all = regions < args->vec_len && (!args->max_pages || bytes / page_size < args->max_pages);
+	args->walk_end = all ? args->end : vec[regions - 1].end;
 }
 
 int umm_pagemap_scan(int fd, struct umm_pagemap_scan *args)

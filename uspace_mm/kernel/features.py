@@ -116,7 +116,7 @@ _TABLE: tuple[tuple[str, str, str, Try], ...] = (
     (
         "MISSING_HUGETLBFS",
         "hugetlb regions",
-        "2 MiB units by MOVE",
+        "transparent huge pages, moved whole",
         partial(u.registers_hugetlb, Feature.MISSING_HUGETLBFS, _MISSING),
     ),
     (
@@ -199,8 +199,8 @@ _TABLE: tuple[tuple[str, str, str, Try], ...] = (
     ("MADV_COLLAPSE", "making memory huge on demand", "waiting for khugepaged", p.collapse),
     ("MADV_GUARD_INSTALL", "guard pages without mappings", "mprotect(PROT_NONE)", p.guard_pages),
     ("guards in pagemap", "telling guards from holes", "one's own table", p.guard_in_pagemap),
-    ("huge pages", "2 MiB units", "units of base pages", p.thp_configured),
-    ("huge page sizes", "64 KiB units", "base pages and 2 MiB", p.thp_sizes),
+    ("huge pages", "units as large as a huge page", "units of base pages", p.thp_configured),
+    ("huge page sizes", "units between base and huge page", "either of these", p.thp_sizes),
     (
         "huge page settings",
         "thp commands that change them (root)",

@@ -185,6 +185,35 @@ def test_written_pages_are_found_once(memory: m.Mapping, scanner: Pagemap) -> No
         assert uffd.read() is None
 
 
+@pytest.mark.parametrize("regions", [512, 2048, 3000])
+def test_many_written_regions_are_each_found_once(scanner: Pagemap, regions: int) -> None:
+    """More than fit in one of the kernel's inner rounds (512) or one call (2048)."""
+    wanted = Feature.WP_ASYNC | Feature.WP_UNPOPULATED
+    if wanted & ~probe_features():
+        pytest.skip("lacks: UFFD_FEATURE_WP_ASYNC")
+    with m.Mapping(2 * regions * PAGE) as place, UserfaultfdBuilder().require(wanted).open() as uffd:
+        if PMD is not None:
+            madvise(place.address, place.length, Advice.NOHUGEPAGE)
+        place.array[::PAGE] = 1
+        uffd.register(place.address, place.length, RegisterMode.WP)
+
+        def written() -> NDArray[np.uint64]:
+            result = scanner.scan(
+                place.address,
+                place.length,
+                all_of=Category.WRITTEN | Category.PRESENT,
+                flags=ScanFlag.WP_MATCHING | ScanFlag.CHECK_WPASYNC,
+            )
+            starts: NDArray[np.uint64] = (result.regions["start"] - place.address) // PAGE
+            return starts
+
+        written()
+        for first in (0, 1):
+            place.array[first * PAGE :: 2 * PAGE] = 2
+            assert (written() == np.arange(first, 2 * regions, 2)).all()
+        assert not len(written())
+
+
 def test_guard_pages_are_told_from_holes(memory: m.Mapping, pagemap: Pagemap) -> None:
     try:
         madvise(memory.address, PAGE, Advice.GUARD_INSTALL)
