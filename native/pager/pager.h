@@ -51,14 +51,17 @@ struct umm_latency {
 };
 
 struct umm_pager_counters {
-	uint64_t faults_missing;  /* served with bytes of the store */
+	/* What every fault counts is first: one cache line of a region that was not touched for long. */
+	uint64_t faults_missing; /* served with bytes of the store */
+	uint64_t bytes_fetched;
+	uint64_t resident_bytes; /* now; for a pager: with staging */
+	uint64_t resident_peak_bytes;
 	uint64_t faults_zero;     /* served with zeros: zero store, or removed by madvise */
 	uint64_t faults_wp;       /* writes that met an eviction by copying */
 	uint64_t faults_rescued;  /* the unit was still in staging: it was warm */
 	uint64_t faults_stale;    /* somebody had installed it meanwhile */
 	uint64_t faults_deferred; /* had to wait for an event (EAGAIN) */
 	uint64_t faults_poisoned;
-	uint64_t bytes_fetched;
 	uint64_t bytes_written;      /* to stores and spill */
 	uint64_t prefetch_issued;    /* units */
 	uint64_t prefetch_installed; /* units */
@@ -68,10 +71,8 @@ struct umm_pager_counters {
 	uint64_t evicted_dirty;      /* units written before they were dropped */
 	uint64_t evict_failed;       /* the store refused; the unit went back */
 	uint64_t events_remove, events_unmap, events_remap, events_fork;
-	uint64_t store_errors;   /* failed tries */
-	uint64_t pages_lost;     /* units poisoned */
-	uint64_t resident_bytes; /* now; for a pager: with staging */
-	uint64_t resident_peak_bytes;
+	uint64_t store_errors; /* failed tries */
+	uint64_t pages_lost;   /* units poisoned */
 	uint64_t spill_bytes;
 };
 

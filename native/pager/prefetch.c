@@ -17,7 +17,8 @@
 static const uint64_t window_max_bytes = 2 << 20;
 static const uint32_t window_first = 8, run_needed = 2;
 static const uint64_t prefetch_slice = 64 << 10;
-static const int64_t stride_max = 4096; /* no page size: units */
+static const int64_t stride_max = 4096;
+static const uint64_t worth_prefetching = 16; /* no page size: units */
 
 void prefetch_post(struct umm_region *region, uint64_t first, uint64_t count, int64_t stride)
 {
@@ -94,7 +95,8 @@ static struct stream *oldest(struct umm_region *region)
 
 void prefetch_on_fault(struct umm_region *region, uint64_t unit)
 {
-	if (region->advice == UMM_REGION_RANDOM || region->n_units < 4)
+	/* In a small region there is less to gain than looking at the streams costs. */
+	if (region->n_units < worth_prefetching || region->advice == UMM_REGION_RANDOM)
 		return;
 	uint64_t clock = ++region->stream_clock;
 	for (int i = 0; i < MAX_STREAMS; i++) {

@@ -168,9 +168,11 @@ int umm_region_create(struct umm_pager *pager, struct umm_store *store,
 		return -EFBIG;
 	if (pager->in_thread && (store->ops->request || store->ops == umm_store_region_ops))
 		return -EOPNOTSUPP;
-	struct umm_region *region = calloc(1, sizeof(*region));
-	if (!region)
+	enum { CACHE_LINE = 64 };
+	struct umm_region *region;
+	if (posix_memalign((void **)&region, CACHE_LINE, sizeof(*region)))
 		return -ENOMEM;
+	memset(region, 0, sizeof(*region));
 	region->pager = pager;
 	region->unit = options->unit;
 	region->hugetlb = options->hugetlb;
