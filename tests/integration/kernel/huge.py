@@ -1,11 +1,16 @@
-"""Making memory huge, whatever the settings of the machine are at the moment."""
+"""Making memory huge, whatever the settings of the machine are, and a lock for those settings."""
 
 from __future__ import annotations
 
 import errno
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from uspace_mm.errors import KernelError
 from uspace_mm.kernel.madvise import Advice, madvise
+from uspace_mm.kernel.transparent_hugepage import ROOT
 
 # Kernels with pages of 64 KiB have huge pages of 512 MiB.
 HUGE_LIMIT = 64 << 20
@@ -21,3 +26,14 @@ def collapse(address: int, length: int) -> None:
                 raise
         else:
             return
+
+
+@contextmanager
+def settings_lock() -> Iterator[None]:
+    """One test at a time changes or compares the machine's settings, also among several runs."""
+    fd = os.open(ROOT, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.integration.kernel.huge import settings_lock
 from uspace_mm.errors import InputError, KernelError
 from uspace_mm.kernel import proc
 from uspace_mm.kernel.transparent_hugepage import ROOT, Choice, Number, Switch, TransparentHugepage, Value
@@ -21,9 +22,10 @@ def thp() -> Iterator[TransparentHugepage]:
     if not ROOT.is_dir():
         pytest.skip("lacks: transparent huge pages")
     settings = TransparentHugepage()
-    before = raw()
-    yield settings
-    assert raw() == before
+    with settings_lock():
+        before = raw()
+        yield settings
+        assert raw() == before
 
 
 def raw() -> dict[str, str]:
