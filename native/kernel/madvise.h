@@ -34,9 +34,9 @@ enum umm_advice {
 	UMM_MADV_GUARD_REMOVE = 103,   /* Linux 6.13 */
 };
 
-/* 0 or -errno; EINVAL also for an advice this kernel does not know. On memory registered with a
- * userfaultfd DONTNEED, FREE, REMOVE and PAGEOUT can wait for the event to be read: never call it there
- * from a fault handler. */
+/* 0 or -errno; EINVAL also for an advice this kernel does not know. On memory registered with
+ * EVENT_REMOVE, DONTNEED, DONTNEED_LOCKED, FREE and REMOVE wait for the event to be read: never call them
+ * there from a fault handler. GUARD_INSTALL drops pages without an event (seen on 6.18). */
 int umm_madvise(uint64_t address, uint64_t length, int advice);
 
 #endif

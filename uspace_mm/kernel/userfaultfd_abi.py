@@ -157,7 +157,7 @@ class Remap:
 
 @dataclass(frozen=True, slots=True)
 class Remove:
-    """Pages in [start, end) are about to be dropped (MADV_DONTNEED, MADV_REMOVE): they read as zero next."""
+    """Pages in [start, end) are about to be dropped (MADV_DONTNEED, FREE, REMOVE): they read as zero next."""
 
     start: int
     end: int

@@ -17,6 +17,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
+from uspace_mm.errors import KernelError
 from uspace_mm.kernel import proc
 from uspace_mm.kernel.madvise import Advice, madvise
 from uspace_mm.kernel.mapping import Mapping, RemapFlag, remap, unmap
@@ -187,6 +188,30 @@ def test_remove_remap_and_unmap_are_told(worker: ThreadPoolExecutor) -> None:
         event, future = during(uffd, worker, lambda: unmap(new, PAGE))
         assert event == Unmap(new, new + PAGE)
         future.result(WAIT_S)
+        assert uffd.read() is None
+
+
+@pytest.mark.parametrize("advice", [Advice.DONTNEED, Advice.DONTNEED_LOCKED, Advice.FREE])
+def test_advice_that_drops_pages_waits_for_its_event(
+    memory: Mapping, worker: ThreadPoolExecutor, advice: Advice
+) -> None:
+    with UserfaultfdBuilder().require(Feature.EVENT_REMOVE).open() as uffd:
+        uffd.register(memory.address, memory.length, RegisterMode.MISSING)
+        event, future = during(uffd, worker, lambda: madvise(memory.address, PAGE, advice))
+        assert event == Remove(memory.address, memory.address + PAGE)
+        future.result(WAIT_S)
+
+
+@pytest.mark.parametrize("advice", [Advice.COLD, Advice.PAGEOUT, Advice.GUARD_INSTALL])
+def test_other_advice_raises_no_event(memory: Mapping, worker: ThreadPoolExecutor, advice: Advice) -> None:
+    with UserfaultfdBuilder().require(Feature.EVENT_REMOVE).open() as uffd:
+        uffd.register(memory.address, memory.length, RegisterMode.MISSING)
+        uffd.zeropage(memory.address, PAGE).require()
+        try:
+            worker.submit(lambda: madvise(memory.address, PAGE, advice)).result(WAIT_S)
+        except KernelError as error:
+            assert error.errno == errno.EINVAL
+            pytest.skip(f"lacks: madvise({advice.name})")
         assert uffd.read() is None
 
 
