@@ -72,8 +72,8 @@ def madvise(address: SupportsIndex, length: SupportsIndex, advice: Advice) -> No
     """Give `advice` for a range of this process, from a page boundary on.
 
     COLLAPSE succeeds without doing anything on a range smaller than a huge page: verify with PAGEMAP_SCAN.
-    On memory of a userfaultfd with EVENT_REMOVE, DONTNEED, DONTNEED_LOCKED, FREE and REMOVE wait until the event
-    was read; GUARD_INSTALL drops pages without an event (seen on 6.18).
+    On memory of a userfaultfd with EVENT_REMOVE, DONTNEED, DONTNEED_LOCKED, FREE and REMOVE wait until the
+    event was read; GUARD_INSTALL drops pages without an event (seen on 6.18).
     """
     known = as_advice("madvise", advice)
     call = f"madvise({known.name})"
