@@ -114,15 +114,17 @@ int finish_claim(
 	return 0;
 }
 
-/* Far above the budget faults are put off and come again, like balance_dirty_pages() in the kernel: the
+/* Close to the budget faults are put off and come again, like balance_dirty_pages() in the kernel: the
  * evictor gets the CPU. Events are read meanwhile, and one fault is served every so often whatever the
  * evictor does: its store may itself wait for a fault. */
 static bool put_off(struct umm_uf *uf, const struct times *times)
 {
 	struct umm_pager *pager = uf->pager;
-	uint64_t budget = atomic_load_explicit(&pager->budget, memory_order_relaxed);
-	if (!budget || pager->in_thread ||
-	        atomic_load_explicit(&pager->resident, memory_order_relaxed) <= budget + budget / 32)
+	if (!atomic_load_explicit(&pager->budget, memory_order_relaxed) || pager->in_thread)
+		return false;
+	/* Room for what other handlers and the prefetcher bring in meanwhile. */
+	uint64_t most = (evict_target(pager) + resident_limit(pager)) / 2;
+	if (atomic_load_explicit(&pager->resident, memory_order_relaxed) <= most)
 		return false;
 	evictor_wake(pager);
 	if (times->arrived - uf->admitted_ns > admit_every_ns) {
