@@ -235,24 +235,24 @@ static int compare_digests(struct umm_receiver *receiver, const struct umm_frame
 
 static int take_verdict(struct umm_receiver *receiver, const struct umm_frame *frame)
 {
-	pthread_mutex_lock(&receiver->lock);
+	/* Without the lock: nobody looks at the text before verdict_came. */
 	int error = umm_channel_read_checked(&receiver->data, frame, receiver->verdict);
+	if (error)
+		return error;
 	receiver->verdict_len = frame->length;
-	receiver->verdict_came = !error;
-	pthread_cond_broadcast(&receiver->changed);
-	pthread_mutex_unlock(&receiver->lock);
-	return error;
+	atomic_store(&receiver->verdict_came, true);
+	signal_change(receiver);
+	return 0;
 }
 
 static int data_frame(struct umm_receiver *receiver)
 {
 	struct umm_frame frame;
-	int error = 0;
 	/* Once everything is here, the source has nothing to say until it is told the result. */
-	if (receiver->data.protocol.phase == UMM_PHASE_FINISH &&
-	        umm_channel_wait(&receiver->data, -1, -1) < 0)
-		return -ECANCELED;
-	error = umm_channel_receive(&receiver->data, &frame);
+	int ready = receiver->data.protocol.phase != UMM_PHASE_FINISH;
+	while (!ready)
+		ready = umm_channel_wait(&receiver->data, -1, -1);
+	int error = ready < 0 ? ready : umm_channel_receive(&receiver->data, &frame);
 	if (error)
 		return error;
 	switch (frame.type) {

@@ -283,7 +283,8 @@ int umm_sender_await_finish(struct umm_sender *sender, const char **text, uint32
 int umm_sender_alive(struct umm_sender *sender)
 {
 	/* From another thread than the driving one: what went wrong is that one's to find and to tell. */
-	return umm_channel_send(&sender->data, &(struct umm_frame){.type = UMM_FRAME_ALIVE}, NULL, 0, NULL, 0);
+	return umm_channel_send(
+	        &sender->data, &(struct umm_frame){.type = UMM_FRAME_ALIVE}, NULL, 0, NULL, 0);
 }
 
 int umm_sender_verdict(struct umm_sender *sender, const char *text, uint32_t len)
