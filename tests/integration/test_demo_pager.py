@@ -6,6 +6,7 @@ import json
 import os
 import socket
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,24 @@ def test_the_file_is_not_changed(tmp_path: Path) -> None:
     data = write(tmp_path / "data", 3 * LEAST + 8)
     assert main(["demo", "pager", str(tmp_path / "data"), "--json"]) == 0
     assert (tmp_path / "data").read_bytes() == data
+
+
+def test_a_file_that_becomes_shorter_is_an_error_not_wrong_data(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "data", 8 * LEAST)
+    copy = pager_demo._copy
+
+    def shrink_and_copy(source: Region, target: Region, size: int, tell: Callable[[float], None]) -> None:
+        source.evict()
+        os.truncate(tmp_path / "data", LEAST)
+        copy(source, target, size, tell)
+
+    monkeypatch.setattr(pager_demo, "_copy", shrink_and_copy)
+    assert main(["demo", "pager", str(tmp_path / "data")]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "is lost" in captured.err and len(captured.err.splitlines()) == 1
 
 
 def test_a_wrong_sort_is_found_and_exits_1(

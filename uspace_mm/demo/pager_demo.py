@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from uspace_mm.errors import InputError
-from uspace_mm.pager import Pager, Region
+from uspace_mm.pager import Pager, Region, guard
 from uspace_mm.stores import FileStore, ZeroStore
 
 CHUNK_BYTES = 1 << 20
@@ -104,7 +104,8 @@ def run_pager_demo(
     """Count and sort `path` under `budget` bytes (default: :func:`default_budget`) of resident memory.
 
     `progress` is told the name of the phase and the part of it that is done, or None where that is not known.
-    Raises :class:`InputError` for a file that cannot be paged and for a budget that is too small.
+    Raises :class:`InputError` for a file that cannot be paged and for a budget that is too small, and
+    :class:`~uspace_mm.pager.PageLost` when the file becomes shorter meanwhile.
     """
     size = check_file(path)
     if budget is None:
@@ -118,7 +119,9 @@ def run_pager_demo(
     def phase(name: str) -> Iterator[Callable[[float], None]]:
         progress(name, None)
         begin = time.perf_counter()
-        yield lambda part: progress(name, part)
+        # A file that became shorter, a full disk: PageLost instead of SIGBUS.
+        with guard():
+            yield lambda part: progress(name, part)
         phase_s[name] = time.perf_counter() - begin
 
     # The end of the block closes the regions: not one by one, an exception keeps arrays of them alive.
