@@ -105,6 +105,10 @@ static void forget_piece(void *context, const struct extent *piece)
 
 static void apply_unmap(struct umm_uf *uf, uint64_t start, uint64_t end)
 {
+	if (uf->own_unmap.end && start == uf->own_unmap.start && end == uf->own_unmap.end) {
+		uf->own_unmap = (struct range){0, 0};
+		return;
+	}
 	struct range live[MAX_GHOSTS + 1];
 	uint32_t n = ghosts_consume(uf, start, end, live);
 	for (uint32_t i = 0; i < n; i++)

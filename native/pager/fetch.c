@@ -47,10 +47,8 @@ int fetch_unit(struct umm_region *region, uint64_t unit, uint32_t word, uint8_t 
 		err = len ? store->ops->fetch(store, unit * region->unit, len, buffer) : 0;
 		if (!err)
 			break;
-		pthread_mutex_lock(&region->uf->lock);
-		region->counters.store_errors++;
-		region->uf->counters.store_errors++;
-		pthread_mutex_unlock(&region->uf->lock);
+		atomic_fetch_add_explicit(&region->failed_fetches, 1, memory_order_relaxed);
+		atomic_fetch_add_explicit(&region->pager->failed_fetches, 1, memory_order_relaxed);
 	}
 	if (err)
 		return err;

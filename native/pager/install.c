@@ -221,8 +221,12 @@ void poison_unit(struct umm_region *region, uint64_t unit, int error)
 		region->counters.pages_lost++;
 	}
 	unit_set(region, unit, UNIT_POISONED, (uint32_t)(error < 0 ? -error : error));
-	if (uf->pager->in_thread && !uf->pager->has_poison)
+	if (!uf->pager->has_poison) {
+		/* A handler cannot change mappings: its own event would wait for it. */
+		if (!uf->pager->in_thread && !prefetch_post(region, unit, 1, 0))
+			defer_unit(region, unit);
 		return;
+	}
 	for (uint64_t at = 0; at < region->unit; at += granule) {
 		uint64_t run, address = region_address_of(region, unit * region->unit + at, &run);
 		if (!run)

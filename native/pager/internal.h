@@ -117,6 +117,7 @@ struct umm_region {
 	_Atomic uint64_t *flush_epoch; /* shared with children: counts flushes that change the store */
 	uint64_t child_epoch;
 
+	_Atomic uint64_t failed_fetches; /* counted without the lock, added to store_errors in a snapshot */
 	uint32_t dependents; /* stores on this region */
 	uint32_t claims;     /* threads that work on units of this region without the lock */
 	int write_error;     /* the newest failure of a write on eviction */
@@ -165,6 +166,7 @@ struct umm_uf {
 	uint64_t admitted_ns;     /* when a fault was last served far above the budget */
 	struct range *wake_later; /* of the handler that holds the lock: installs leave the waking to it */
 	struct zap zap;
+	struct range own_unmap; /* mapped over by us: its UNMAP event is not the user's */
 	struct fifo fifo;
 	struct request requests[MAX_REQUESTS];
 	uint32_t n_requests;
@@ -235,6 +237,7 @@ struct umm_pager {
 	int uffd_source;
 	uint64_t uffd_features;
 	int stop_fd, pagemap_fd;
+	int empty_fd; /* for poisoning by mapping; -1 where UFFDIO_POISON exists */
 	pthread_mutex_t regions_lock;
 	struct umm_region *regions;
 	struct umm_region **by_id;
@@ -249,6 +252,7 @@ struct umm_pager {
 	_Atomic uint64_t resident; /* bytes in place in regions */
 	_Atomic uint64_t staged;   /* bytes in staging slots in use */
 	_Atomic uint64_t peak;
+	_Atomic uint64_t failed_fetches; /* counted without a lock, added to store_errors in a snapshot */
 
 	pthread_mutex_t evict_lock; /* held for a batch of eviction, a flush, a guard's end, a close */
 	pthread_mutex_t evict_wake_lock;
@@ -448,7 +452,8 @@ void spill_close(struct umm_pager *pager);
 /* -- prefetch.c, bring_in.c ----------------------------------------------------------------- */
 
 void prefetch_on_fault(struct umm_region *region, uint64_t unit);
-void prefetch_post(struct umm_region *region, uint64_t first, uint64_t count, int64_t stride);
+/* stride 0: map poison over the unit. False when there is no place. */
+bool prefetch_post(struct umm_region *region, uint64_t first, uint64_t count, int64_t stride);
 int worker_start(struct umm_pager *pager);
 void worker_join(struct umm_pager *pager);
 /* Bring [first, first + count) in. slice: bytes installed in one hold of the lock. No lock held. */
@@ -468,6 +473,19 @@ int region_register(struct umm_region *region, uint64_t start, uint64_t len);
 int uf_open(struct umm_pager *pager, struct umm_uf *uf);
 int pager_listed(struct umm_pager *pager);
 void pager_unlisted(struct umm_pager *pager);
+/* -- poison.c: what poison_unit does on kernels without UFFDIO_POISON -- */
+
+int poison_init(struct umm_pager *pager);
+/* In the in-thread mode the faulting thread looks at the unit's state itself. */
+static inline bool poisoned_by_mapping(const struct umm_region *region)
+{
+	return !region->pager->has_poison && !region->pager->in_thread;
+}
+/* By the worker; no lock held. */
+void poison_by_mapping(struct umm_region *region, uint64_t unit);
+/* Make the unit readable with `fill`; and take it away again. */
+bool fill_mapped(struct umm_region *region, uint64_t address, uint8_t fill);
+int unfill_mapped(struct umm_region *region, uint64_t address);
 /* Lost units that were filled for a guard are poisoned again. */
 int poison_filled(struct umm_pager *pager);
 /* Extent of any pager at this address: pager, its uf locked, or NULL. For the SIGBUS handler. */

@@ -140,6 +140,8 @@ static void pager_free(struct umm_pager *pager)
 		munmap(pager->by_id, pager->by_id_capacity * sizeof(*pager->by_id));
 	if (pager->stop_fd >= 0)
 		close(pager->stop_fd);
+	if (pager->empty_fd >= 0)
+		close(pager->empty_fd);
 	if (pager->pagemap_fd >= 0)
 		close(pager->pagemap_fd);
 	pthread_mutex_destroy(&pager->regions_lock);
@@ -174,7 +176,7 @@ int umm_pager_create(const struct umm_pager_options *options, struct umm_pager *
 	pager->buffer_bytes = hugetlb > default_pmd ? hugetlb : default_pmd;
 	pager->in_thread = options->in_thread;
 	pager->uffd_source = options->uffd_source;
-	pager->stop_fd = pager->pagemap_fd = -1;
+	pager->stop_fd = pager->pagemap_fd = pager->empty_fd = -1;
 	atomic_store(&pager->budget, options->budget_bytes);
 	pthread_mutex_init(&pager->regions_lock, NULL);
 	pthread_mutex_init(&pager->evict_lock, NULL);
@@ -192,13 +194,15 @@ int umm_pager_create(const struct umm_pager_options *options, struct umm_pager *
 	}
 	if (!err) {
 		pager->use_move = (pager->uffd_features & UMM_UFFD_FEATURE_MOVE) && !options->no_move;
-		pager->has_poison = pager->uffd_features & UMM_UFFD_FEATURE_POISON;
+		pager->has_poison = (pager->uffd_features & UMM_UFFD_FEATURE_POISON) && !options->no_poison;
 		pager->has_wp = pager->uffd_features & UMM_UFFD_FEATURE_PAGEFAULT_FLAG_WP;
 		pager->stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 		pager->pagemap_fd = umm_pagemap_open(0);
 		if (pager->stop_fd < 0)
 			err = -errno;
 	}
+	if (!err)
+		err = poison_init(pager);
 	if (!err)
 		err = init_memory(pager);
 	if (!err)
@@ -315,6 +319,7 @@ int umm_pager_stats(struct umm_pager *pager, struct umm_pager_stats *ret)
 	restore_signals(&saved);
 	ret->counters.resident_bytes = atomic_load(&pager->resident) + atomic_load(&pager->staged);
 	ret->counters.resident_peak_bytes = atomic_load(&pager->peak);
+	ret->counters.store_errors += atomic_load(&pager->failed_fetches);
 	fill_common(pager, ret);
 	return 0;
 }
@@ -326,6 +331,7 @@ int umm_region_stats(struct umm_region *region, struct umm_pager_stats *ret)
 	block_signals(&saved);
 	pthread_mutex_lock(&region->uf->lock);
 	ret->counters = region->counters;
+	ret->counters.store_errors += atomic_load(&region->failed_fetches);
 	if (region->latency)
 		ret->latency = *region->latency;
 	pthread_mutex_unlock(&region->uf->lock);

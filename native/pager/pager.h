@@ -20,7 +20,8 @@ struct umm_pager_options {
 	unsigned handlers;     /* threads per userfaultfd; 0: min(allowed CPUs, 4) */
 	int uffd_source;       /* enum umm_uffd_source */
 	bool in_thread;        /* UFFD_FEATURE_SIGBUS: the faulting thread serves itself */
-	bool no_move;          /* as on kernels without UFFDIO_MOVE: copy, write-protect, MADV_DONTNEED */
+	bool no_poison; /* as on kernels without UFFDIO_POISON: an empty file is mapped over lost units */
+	bool no_move;   /* as on kernels without UFFDIO_MOVE: copy, write-protect, MADV_DONTNEED */
 };
 
 enum umm_fork_policy {

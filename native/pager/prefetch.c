@@ -20,21 +20,26 @@ static const uint64_t prefetch_slice = 64 << 10;
 static const int64_t stride_max = 4096;
 static const uint64_t worth_prefetching = 16; /* no page size: units */
 
-void prefetch_post(struct umm_region *region, uint64_t first, uint64_t count, int64_t stride)
+bool prefetch_post(struct umm_region *region, uint64_t first, uint64_t count, int64_t stride)
 {
 	struct worker *worker = &region->pager->worker;
 	/* A fault handler comes here: never wait for the worker. */
 	if (pthread_mutex_trylock(&worker->lock))
-		return;
+		return false;
+	bool posted = false;
 	if (worker->tail - worker->head < MAX_PREFETCHES && !worker->stop) {
 		worker->requests[worker->tail++ % MAX_PREFETCHES] =
 		        (struct prefetch_request){region, first, count, stride};
 		claim_begin(region);
-		region->counters.prefetch_issued += count;
-		region->uf->counters.prefetch_issued += count;
+		posted = true;
+		if (stride) {
+			region->counters.prefetch_issued += count;
+			region->uf->counters.prefetch_issued += count;
+		}
 		pthread_cond_signal(&worker->wake);
 	}
 	pthread_mutex_unlock(&worker->lock);
+	return posted;
 }
 
 static void count_hits(struct umm_region *region, struct stream *stream)
@@ -153,7 +158,9 @@ void prefetch_on_fault(struct umm_region *region, uint64_t unit)
 static void serve_request(struct umm_pager *pager, const struct prefetch_request *request, uint8_t *buffer)
 {
 	struct umm_region *region = request->region;
-	if (request->stride == 1) {
+	if (request->stride == 0) {
+		poison_by_mapping(region, request->first);
+	} else if (request->stride == 1) {
 		bring_in(region, request->first, request->count, true, prefetch_slice, buffer);
 	} else {
 		uint64_t unit = request->first;
@@ -209,7 +216,7 @@ static void *worker_main(void *argument)
 		pthread_mutex_unlock(&worker->lock);
 		/* Under pressure what was asked for would push out what is used. */
 		uint64_t more = request.count * request.region->unit;
-		if (!atomic_load(&pager->budget) ||
+		if (request.stride == 0 || !atomic_load(&pager->budget) ||
 		        atomic_load(&pager->resident) + more <= resident_limit(pager))
 			serve_request(pager, &request, worker->buffer);
 		pthread_mutex_lock(&request.region->uf->lock);

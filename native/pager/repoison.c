@@ -18,6 +18,8 @@ static int repoison_unit(struct umm_region *region, uint64_t unit)
 	pthread_mutex_unlock(&uf->lock);
 	if (!address)
 		return 0;
+	if (poisoned_by_mapping(region))
+		return unfill_mapped(region, address);
 	int err = zap_range(uf, address, region->unit, granule);
 	pthread_mutex_lock(&uf->lock);
 	if (unit_state(region, unit) == UNIT_POISONED)

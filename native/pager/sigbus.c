@@ -38,9 +38,24 @@ static void pass_on(int signal, siginfo_t *info, void *context)
 	}
 }
 
+static bool note_filled(
+        struct umm_region *region, uint64_t unit, uint64_t offset, uint64_t address, int error)
+{
+	unit_set(region, unit, UNIT_FILLED, (uint32_t)error);
+	if (guard.first.units++ == 0)
+		guard.first = (struct umm_lost){region, address, offset, 1, error};
+	return true;
+}
+
 static bool fill_lost(struct umm_region *region, uint64_t unit, uint64_t offset, uint64_t address)
 {
 	int error = (int)unit_payload(region, unit);
+	if (poisoned_by_mapping(region)) {
+		uint64_t home = unit_address(region, unit);
+		if (!home || !fill_mapped(region, home, UMM_FILL_BYTE))
+			return false;
+		return note_filled(region, unit, offset, address, error);
+	}
 	uint64_t at = unit * region->unit;
 	for (uint64_t done = 0; done < region->unit;) {
 		uint64_t n = region->unit - done < fill_bytes ? region->unit - done : fill_bytes;
@@ -55,10 +70,7 @@ static bool fill_lost(struct umm_region *region, uint64_t unit, uint64_t offset,
 			return false;
 		done += n;
 	}
-	unit_set(region, unit, UNIT_FILLED, (uint32_t)error);
-	if (guard.first.units++ == 0)
-		guard.first = (struct umm_lost){region, address, offset, 1, error};
-	return true;
+	return note_filled(region, unit, offset, address, error);
 }
 
 /* True when the access can be repeated. Lock held. */

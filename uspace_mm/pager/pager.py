@@ -33,7 +33,8 @@ class Pager:
     `in_thread`: each faulting thread serves itself by a SIGBUS handler (UFFD_FEATURE_SIGBUS): quicker, but
     a system call that touches a missing page fails with EFAULT.
     `handlers`: threads per userfaultfd, at most 4; 0: as many as CPUs, up to 4.
-    `source`: how the userfaultfd is opened. `move`: use UFFDIO_MOVE where the kernel has it.
+    `source`: how the userfaultfd is opened. `move`, `poison`: use UFFDIO_MOVE and
+    UFFDIO_POISON where the kernel has them (6.8 and 6.6); without, the pager does as on older kernels.
 
     Raises UnsupportedError, naming the remedy, when no userfaultfd can be had. Source: userfaultfd(2).
     """
@@ -46,6 +47,7 @@ class Pager:
         handlers: int = 0,
         source: Source = Source.ANY,
         move: bool = True,
+        poison: bool = True,
     ) -> None:
         self._handle: Any = None
         self._regions: list[Region] = []
@@ -57,6 +59,7 @@ class Pager:
         options.uffd_source = int(source)
         options.in_thread = in_thread
         options.no_move = not move
+        options.no_poison = not poison
         result = ffi.new("struct umm_pager **")
         error = lib.umm_pager_create(options, result)
         if -error in _OPENING_ERRORS:
