@@ -237,6 +237,26 @@ static int precopy_pages(struct umm_receiver *receiver, const struct umm_frame *
 	return 0;
 }
 
+/* What the source never touched is not sent. Left as holes, these pages would go through the pager one by one
+ * when they are first used after the switch; now they map the zero page, and a write copies it. Before Linux
+ * 5.14 the advice is not known, which costs just that. */
+static void populate_untouched(struct umm_receiver *receiver)
+{
+#ifndef MADV_POPULATE_READ
+	enum { MADV_POPULATE_READ = 22 };
+#endif
+	const uint64_t size = receiver->page_size, pages = receiver->pages;
+	for (uint64_t first = 0, end; first < pages; first = end) {
+		bool untouched = receiver->states[first] == UMM_PAGE_UNTOUCHED;
+		for (end = first + 1; end < pages; end++)
+			if ((receiver->states[end] == UMM_PAGE_UNTOUCHED) != untouched)
+				break;
+		if (untouched)
+			(void)madvise(
+			        receiver->memory + first * size, (end - first) * size, MADV_POPULATE_READ);
+	}
+}
+
 static int take_switch(struct umm_receiver *receiver, const struct umm_frame *frame)
 {
 	int error = umm_channel_read_checked(&receiver->data, frame, receiver->missing);
@@ -268,6 +288,8 @@ static int precopy_frame(struct umm_receiver *receiver, const struct umm_frame *
 			return umm_channel_fail(&receiver->data, -EPROTO, "round %llu after round %llu",
 			        (unsigned long long)frame->first,
 			        (unsigned long long)receiver->stats.rounds - 1);
+		if (frame->first == 1)
+			populate_untouched(receiver);
 		return 0;
 	case UMM_FRAME_STATE:
 		receiver->state_len = frame->length;
