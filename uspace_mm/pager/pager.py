@@ -50,7 +50,7 @@ class Pager:
         poison: bool = True,
     ) -> None:
         self._handle: Any = None
-        self._regions: list[Region] = []
+        self._regions: dict[int, Region] = {}  # by id, oldest first
         if not 0 <= handlers <= 4:
             raise InputError(f"handlers {handlers}: expected 0 (one per CPU) to 4")
         options = ffi.new("struct umm_pager_options *")
@@ -91,7 +91,7 @@ class Pager:
     @property
     def regions(self) -> tuple[Region, ...]:
         """The open regions."""
-        return tuple(self._regions)
+        return tuple(self._regions.values())
 
     def map(
         self,
@@ -124,7 +124,7 @@ class Pager:
         error = lib.umm_region_create(self.handle, store.handle, options, result)
         self._raise_for(error, wanted, options)
         region = Region(self, store, result[0], wanted)
-        self._regions.append(region)
+        self._regions[id(region)] = region
         return region
 
     @staticmethod
@@ -166,13 +166,13 @@ class Pager:
         return statistics_of(native)
 
     def _forget(self, region: Region) -> None:
-        self._regions = [other for other in self._regions if other is not region]
+        self._regions.pop(id(region), None)
 
     def close(self) -> None:
         """Close every region, newest first, then stop the threads. RegionBusy while an array is held."""
         if self._handle is None:
             return
-        for region in reversed(self._regions):
+        for region in reversed(self.regions):
             region.close()
         error = lib.umm_pager_destroy(self._handle)
         if error == -errno.EBUSY:
