@@ -175,6 +175,7 @@ void apply_event(struct umm_uf *uf, const struct umm_uffd_msg *msg)
 	case UMM_UFFD_EVENT_REMAP:
 		uf->counters.events_remap++;
 		apply_remap(uf, msg->arg0, msg->arg1, msg->arg2);
+		extents_vacated(uf, msg->arg0, msg->arg0 + msg->arg2);
 		break;
 	default:
 		break;

@@ -107,16 +107,20 @@ int extents_remove(struct umm_uf *uf, uint64_t start, uint64_t end,
 	return 0;
 }
 
-static void bury_piece(void *context, const struct extent *piece)
+static void add_ghost(struct umm_uf *uf, uint64_t start, uint64_t end)
 {
-	struct umm_uf *uf = context;
 	/* A full table forgets the oldest ghost. Its event would have to stay unread while 256 others
 	 * came and went, and then be taken for one of the new mapping. */
 	if (uf->n_ghosts == MAX_GHOSTS) {
 		memmove(uf->ghosts, uf->ghosts + 1, (MAX_GHOSTS - 1) * sizeof(uf->ghosts[0]));
 		uf->n_ghosts--;
 	}
-	uf->ghosts[uf->n_ghosts++] = (struct range){piece->start, piece->end};
+	uf->ghosts[uf->n_ghosts++] = (struct range){start, end};
+}
+
+static void bury_piece(void *context, const struct extent *piece)
+{
+	add_ghost(context, piece->start, piece->end);
 	struct umm_region *region = piece->region;
 	uint64_t first = piece->offset / region->unit;
 	uint64_t last = (piece->offset + (piece->end - piece->start) - 1) / region->unit;
@@ -130,12 +134,30 @@ static void bury_piece(void *context, const struct extent *piece)
 void extents_bury(struct umm_uf *uf, uint64_t start, uint64_t end)
 {
 	extents_remove(uf, start, end, bury_piece, uf);
+	for (uint32_t i = 0; i < MAX_VACATED; i++) {
+		struct range *old = &uf->vacated[i];
+		uint64_t low = old->start > start ? old->start : start,
+		         high = old->end < end ? old->end : end;
+		if (low >= high)
+			continue;
+		/* Moved away by mremap, and free for us already: the UNMAP of it is still to be read. */
+		add_ghost(uf, low, high);
+		*old = (struct range){0, 0};
+	}
+}
+
+void extents_vacated(struct umm_uf *uf, uint64_t start, uint64_t end)
+{
+	uf->vacated[uf->next_vacated++ % MAX_VACATED] = (struct range){start, end};
 }
 
 uint32_t ghosts_consume(struct umm_uf *uf, uint64_t start, uint64_t end, struct range *out)
 {
 	uint32_t n = 1;
 	out[0] = (struct range){start, end};
+	for (uint32_t i = 0; i < MAX_VACATED; i++)
+		if (uf->vacated[i].start < end && start < uf->vacated[i].end)
+			uf->vacated[i] = (struct range){0, 0};
 	for (uint32_t g = 0; g < uf->n_ghosts;) {
 		struct range ghost = uf->ghosts[g];
 		uint64_t low = ghost.start > start ? ghost.start : start;

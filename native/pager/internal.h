@@ -55,6 +55,7 @@ enum {
 	MAX_HANDLERS = 4,
 	MAX_DEFERRED = 256,
 	MAX_GHOSTS = 256,
+	MAX_VACATED = 64,
 	MAX_STREAMS = 4,
 	MAX_REQUESTS = 1024,
 	MAX_PREFETCHES = 256,
@@ -118,9 +119,9 @@ struct umm_region {
 	uint64_t child_epoch;
 
 	_Atomic uint64_t failed_fetches; /* counted without the lock, added to store_errors in a snapshot */
-	uint32_t dependents; /* stores on this region */
-	uint32_t claims;     /* threads that work on units of this region without the lock */
-	int write_error;     /* the newest failure of a write on eviction */
+	uint32_t dependents;             /* stores on this region */
+	uint32_t claims;                 /* threads that work on units of this region without the lock */
+	int write_error;                 /* the newest failure of a write on eviction */
 	struct stream streams[MAX_STREAMS];
 	uint64_t stream_clock;
 };
@@ -160,6 +161,9 @@ struct umm_uf {
 	uint64_t n_extents, capacity;
 	struct range ghosts[MAX_GHOSTS]; /* unmapped, mapped anew, and the old UNMAP event is unread */
 	uint32_t n_ghosts;
+	struct range
+	        vacated[MAX_VACATED]; /* left by mremap, whose UNMAP of the old place comes after its REMAP */
+	uint32_t next_vacated;
 	struct range deferred[MAX_DEFERRED];
 	uint32_t n_deferred;
 	bool throttled;           /* some of them were put off because of the budget */
@@ -336,6 +340,8 @@ int extents_remove(struct umm_uf *uf, uint64_t start, uint64_t end,
         void (*taken)(void *context, const struct extent *piece), void *context);
 /* Addresses that are about to be mapped anew: what stands there is unmapped already, its event is unread. */
 void extents_bury(struct umm_uf *uf, uint64_t start, uint64_t end);
+/* mremap took what was at [start, end) elsewhere. */
+void extents_vacated(struct umm_uf *uf, uint64_t start, uint64_t end);
 /* Parts of [start, end) that are no ghost go to `out` (at most MAX_GHOSTS + 1); the ghosts in it are laid to
  * rest. */
 uint32_t ghosts_consume(struct umm_uf *uf, uint64_t start, uint64_t end, struct range *out);

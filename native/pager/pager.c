@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #include "kernel/pagemap.h"
+#include "kernel/probe.h"
 #include "pager/lock.h"
 
 static const uint64_t default_pmd = 2 << 20;
@@ -63,6 +64,23 @@ int uf_open(struct umm_pager *pager, struct umm_uf *uf)
 	}
 	uf->fd = fd;
 	return 0;
+}
+
+/* Before some version MOVE flushed the TLB for every page, and a batch cost as much as its pages one by one:
+ * copying is cheaper then. Asked once per process. */
+static bool move_is_cheap;
+
+static void probe_move(void)
+{
+	struct umm_move_cost cost;
+	move_is_cheap = umm_probe_move_cost(&cost) == 0 && cost.batch_ns * 2 < cost.single_ns;
+}
+
+static bool move_pays(void)
+{
+	static pthread_once_t once = PTHREAD_ONCE_INIT;
+	pthread_once(&once, probe_move);
+	return move_is_cheap;
 }
 
 static int open_ufs(struct umm_pager *pager, unsigned handlers)
@@ -193,7 +211,8 @@ int umm_pager_create(const struct umm_pager_options *options, struct umm_pager *
 		err = umm_uffd_probe_features(pager->uffd_source, &pager->uffd_features);
 	}
 	if (!err) {
-		pager->use_move = (pager->uffd_features & UMM_UFFD_FEATURE_MOVE) && !options->no_move;
+		pager->use_move =
+		        (pager->uffd_features & UMM_UFFD_FEATURE_MOVE) && !options->no_move && move_pays();
 		pager->has_poison = (pager->uffd_features & UMM_UFFD_FEATURE_POISON) && !options->no_poison;
 		pager->has_wp = pager->uffd_features & UMM_UFFD_FEATURE_PAGEFAULT_FLAG_WP;
 		pager->stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
