@@ -45,6 +45,7 @@ static void *handler_main(void *argument)
 		 * is woken when the queue is empty, not before. */
 		struct pollfd more = {.fd = uf->fd, .events = POLLIN};
 		bool wake_others = uf->n_deferred && poll(&more, 1, 0) == 0;
+		bool throttled = uf->throttled;
 		uf->wake_later = NULL;
 		pthread_mutex_unlock(&uf->lock);
 		if (wake.end)
@@ -52,7 +53,7 @@ static void *handler_main(void *argument)
 		if (wake_others) {
 			/* The event has been read, its caller (or the evictor) has yet to run: it needs a CPU
 			 * more than we do. */
-			usleep(uf->throttled ? pause_for_eviction_us : pause_for_caller_us);
+			usleep(throttled ? pause_for_eviction_us : pause_for_caller_us);
 			pthread_mutex_lock(&uf->lock);
 			uf->throttled = false;
 			wake_deferred(uf);
