@@ -17,7 +17,7 @@
 static const uint64_t window_max_bytes = 2 << 20;
 static const uint32_t window_first = 8, run_needed = 2;
 static const uint64_t prefetch_slice = 64 << 10;
-static const int64_t stride_max = 4096; /* no page size: units */
+static const int64_t stride_max = 4096;       /* no page size: units */
 static const uint64_t worth_prefetching = 16; /* no page size: units */
 
 bool prefetch_post(struct umm_region *region, uint64_t first, uint64_t count, int64_t stride)
