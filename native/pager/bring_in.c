@@ -94,7 +94,8 @@ static int64_t bring_fetched(struct umm_region *region, uint64_t first, uint64_t
 	for (uint64_t i = 0; i < n; i++) {
 		if (i >= fetched && !(error && i == fetched)) {
 			/* Behind a unit that failed: not asked for. */
-			if (unit_set(region, first + i, UNIT_MISSING, 0) & UNIT_WANTED)
+			if (!claim_lost(region, first + i) &&
+			        unit_set(region, first + i, UNIT_MISSING, 0) & UNIT_WANTED)
 				wake_unit(region, first + i);
 			continue;
 		}
@@ -102,7 +103,8 @@ static int64_t bring_fetched(struct umm_region *region, uint64_t first, uint64_t
 		bool failed = error && i == fetched;
 		if (failed && prefetched && !unit_flag(region, first + i, UNIT_WANTED)) {
 			/* Nobody needs it yet: the demand fault will try again. */
-			unit_set(region, first + i, UNIT_MISSING, 0);
+			if (!claim_lost(region, first + i))
+				unit_set(region, first + i, UNIT_MISSING, 0);
 			err = error;
 			continue;
 		}
@@ -207,7 +209,8 @@ int umm_region_populate(struct umm_region *region, uint64_t offset, uint64_t len
 	part = part / region->unit ? part / region->unit : 1;
 	for (uint64_t unit = first; unit <= last && !err; unit += part) {
 		uint64_t n = last + 1 - unit < part ? last + 1 - unit : part;
-		while (atomic_load(&pager->budget) && atomic_load(&pager->resident) > evict_target(pager)) {
+		while (atomic_load(&pager->budget) && !atomic_load(&pager->evict_stuck) &&
+		        atomic_load(&pager->resident) > evict_target(pager)) {
 			evictor_wake(pager);
 			pause_briefly();
 		}

@@ -15,7 +15,11 @@
 int zap_range(struct umm_uf *uf, uint64_t address, uint64_t len, uint64_t granule)
 {
 	pthread_mutex_lock(&uf->lock);
-	uf->zap = (struct zap){.active = true, .start = address, .end = address + len, .granule = granule};
+	uf->zap.start = address;
+	uf->zap.end = address + len;
+	uf->zap.granule = granule;
+	memset(uf->zap.seen, 0, sizeof(uf->zap.seen));
+	uf->zap.active = true;
 	pthread_mutex_unlock(&uf->lock);
 	/* A handler reads the REMOVE event of this; it must not need evict_lock, and does not. */
 	int err = madvise((void *)address, len, MADV_DONTNEED) < 0 ? -errno : 0;
@@ -46,10 +50,11 @@ static uint64_t protect(struct umm_region *region, uint64_t unit)
 	uint64_t address = unit_address(region, unit);
 	if (unit_state(region, unit) != UNIT_LEAVING)
 		return 0;
-	struct umm_uffd_result result;
+	struct umm_uffd_result result = {0};
 	if (!address || !pager->has_wp || has_zeroed(region, unit) ||
 	        umm_uffd_writeprotect(region->uf->fd, address, region->unit, UMM_UFFD_WP_PROTECT, &result)) {
 		give_up(region, unit);
+		pager->evict_deferred |= result.outcome == UMM_OUTCOME_DEFERRED;
 		return 0;
 	}
 	unit_set(region, unit, UNIT_COPYING, 0);
@@ -58,14 +63,13 @@ static uint64_t protect(struct umm_region *region, uint64_t unit)
 
 static void end_zap(struct umm_region *region, uint64_t unit, int err)
 {
-	bool removed = unit_flag(region, unit, UNIT_WAS_REMOVED);
 	bool wanted = unit_flag(region, unit, UNIT_WANTED);
-	if (err && !removed)
+	if (claim_lost(region, unit))
+		return;
+	if (err)
 		unit_set_present(region, unit);
 	else
-		unit_set(region, unit, removed ? UNIT_REMOVED : UNIT_MISSING, 0);
-	if (removed)
-		unit_unmark(region, unit, UNIT_SPILLED);
+		unit_set(region, unit, UNIT_MISSING, 0);
 	if (wanted)
 		wake_unit(region, unit);
 }
@@ -79,11 +83,11 @@ static bool copy_one(struct umm_region *region, uint64_t unit)
 	pthread_mutex_lock(&uf->lock);
 	uint64_t address = protect(region, unit);
 	uint32_t word = region->units[unit];
+	uint64_t hash = region->hashes[unit];
 	pthread_mutex_unlock(&uf->lock);
 	if (!address)
 		return false;
 
-	uint64_t hash = 0;
 	uint8_t layer = LAYER_STORE;
 	int err = read_memory(address, region->unit, pager->evict_buffer);
 	bool dirty = !err && !equals_stored(region, unit, word, pager->evict_buffer, &hash);

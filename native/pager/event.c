@@ -78,28 +78,21 @@ void apply_remove(struct umm_uf *uf, uint64_t start, uint64_t end)
 	}
 }
 
-static void forget_piece(void *context, const struct extent *piece)
+void forget_piece(void *context, const struct extent *piece)
 {
 	(void)context;
 	struct umm_region *region = piece->region;
+	if (!region)
+		return; /* a ghost whose region was closed */
 	uint64_t first = piece->offset / region->unit;
 	uint64_t last = (piece->offset + (piece->end - piece->start) - 1) / region->unit;
 	for (uint64_t unit = first; unit <= last && unit < region->n_units; unit++) {
-		uint64_t run;
-		/* A unit of which a part is still mapped lives on. */
-		bool mapped = false;
-		for (uint64_t at = 0; at < region->unit && !mapped; at += region->pager->page)
-			mapped = region_address_of(region, unit * region->unit + at, &run) != 0;
-		if (mapped)
+		/* A unit of which a part is still mapped lives on. A claim that is held ends as it finds the
+		 * unit then (claim_lost). */
+		if (unit_is_mapped(region, unit) || unit_state(region, unit) == UNIT_FETCHING ||
+		        unit_state(region, unit) == UNIT_ZAPPING)
 			continue;
-		switch (unit_state(region, unit)) {
-		case UNIT_FETCHING:
-		case UNIT_ZAPPING:
-			unit_mark(region, unit, UNIT_WAS_REMOVED);
-			break;
-		default:
-			unit_set(region, unit, UNIT_GONE, 0);
-		}
+		unit_set(region, unit, UNIT_GONE, 0);
 	}
 }
 
@@ -110,55 +103,84 @@ static void apply_unmap(struct umm_uf *uf, uint64_t start, uint64_t end)
 		return;
 	}
 	struct range live[MAX_GHOSTS + 1];
-	uint32_t n = ghosts_consume(uf, start, end, live);
+	uint32_t n = ghosts_consume(uf, start, end, live, forget_piece, uf);
 	for (uint32_t i = 0; i < n; i++)
 		extents_remove(uf, live[i].start, live[i].end, forget_piece, uf);
 }
 
-/* extents_remove is walking the array, so a piece cannot be inserted from its callback: kept aside. */
+enum { MOVED_AT_A_TIME = 64 };
+
 struct moved {
-	struct extent pieces[64];
+	struct umm_uf *uf;
+	uint64_t from, to;
+	/* extents_remove is walking the array, so a piece cannot be inserted from its callback: kept aside.
+	 */
+	struct extent pieces[MOVED_AT_A_TIME];
 	uint32_t n;
+	struct range ghosts[MAX_GHOSTS];
+	uint32_t n_ghosts;
 };
 
 static void keep_piece(void *context, const struct extent *piece)
 {
 	struct moved *moved = context;
-	if (moved->n < 64)
+	if (moved->n < MOVED_AT_A_TIME)
 		moved->pieces[moved->n++] = *piece;
+}
+
+static void insert_moved(void *context, const struct extent *piece)
+{
+	struct moved *moved = context;
+	struct extent there = *piece;
+	there.start = piece->start - moved->from + moved->to;
+	there.end = there.start + (piece->end - piece->start);
+	extents_insert(moved->uf, &there);
+	if (there.offset == 0)
+		there.region->base = there.start;
+}
+
+static void ghost_moved(void *context, const struct extent *piece)
+{
+	struct moved *moved = context;
+	if (moved->n_ghosts < MAX_GHOSTS)
+		moved->ghosts[moved->n_ghosts++] = (struct range){piece->start, piece->end};
+	if (piece->region)
+		insert_moved(moved, piece);
+}
+
+static void move_range(struct moved *moved, uint64_t start, uint64_t end)
+{
+	struct umm_uf *uf = moved->uf;
+	/* Some extents at a time: a range that was cut up by earlier calls may hold many. */
+	while (start < end) {
+		uint64_t stop = end, pieces = 0;
+		for (struct extent *x = extents_from(uf, start);
+		        x < uf->extents + uf->n_extents && x->start < end; x++)
+			if (++pieces == MOVED_AT_A_TIME) {
+				stop = x->end < end ? x->end : end;
+				break;
+			}
+		moved->n = 0;
+		extents_remove(uf, start, stop, keep_piece, moved);
+		for (uint32_t i = 0; i < moved->n; i++)
+			insert_moved(moved, &moved->pieces[i]);
+		start = stop;
+	}
 }
 
 static void apply_remap(struct umm_uf *uf, uint64_t from, uint64_t to, uint64_t len)
 {
-	/* 64 extents at a time: a range that was cut up by earlier calls may hold more. */
-	for (;;) {
-		struct moved moved = {.n = 0};
-		struct extent *x = extents_from(uf, from);
-		uint64_t stop = from + len, pieces = 0;
-		for (struct extent *y = x; y < uf->extents + uf->n_extents && y->start < from + len; y++)
-			if (++pieces == 64) {
-				stop = y->end < stop ? y->end : stop;
-				break;
-			}
-		if (!pieces)
-			return;
-		extents_remove(uf, from, stop, keep_piece, &moved);
-		for (uint32_t i = 0; i < moved.n; i++) {
-			struct extent piece = moved.pieces[i];
-			uint64_t size = piece.end - piece.start;
-			piece.start = piece.start - from + to;
-			piece.end = piece.start + size;
-			/* The new place was unmapped to make room; its own event may follow. */
-			extents_insert(uf, &piece);
-			if (piece.offset == 0)
-				piece.region->base = piece.start;
-		}
-		if (stop == from + len)
-			return;
-		len -= stop - from;
-		to += stop - from;
-		from = stop;
-	}
+	struct moved moved = {.uf = uf, .from = from, .to = to};
+	struct range live[MAX_GHOSTS + 1];
+	/* Where somebody was mapped anew in the place that was left, the ghost is what moved. It leaves a
+	 * ghost: mremap() tells of the old place twice, as moved from and then as unmapped. (Not with
+	 * MREMAP_DONTUNMAP, but then nobody was mapped there.) */
+	uint32_t n = ghosts_consume(uf, from, from + len, live, ghost_moved, &moved);
+	for (uint32_t i = 0; i < moved.n_ghosts && uf->n_ghosts < MAX_GHOSTS; i++)
+		uf->ghosts[uf->n_ghosts++] =
+		        (struct extent){.start = moved.ghosts[i].start, .end = moved.ghosts[i].end};
+	for (uint32_t i = 0; i < n; i++)
+		move_range(&moved, live[i].start, live[i].end);
 }
 
 void apply_event(struct umm_uf *uf, const struct umm_uffd_msg *msg)

@@ -15,7 +15,7 @@ enum {
 	MOVE_MAX = 64, /* pages in one hold of the lock: some 7 us */
 	CALLS_MAX = 4, /* calls in one hold of the lock */
 };
-static const long back_off_ns = 50000000;
+static const long back_off_ns = 50000000, event_ns = 50000;
 
 uint64_t resident_limit(struct umm_pager *pager)
 {
@@ -150,6 +150,7 @@ static uint64_t move_run(
 		} else if (result.outcome == UMM_OUTCOME_DEFERRED ||
 		           result.outcome == UMM_OUTCOME_NO_MEMORY) {
 			back_in_place(region, first + i);
+			pager->evict_deferred = true;
 		} else {
 			*refused = true; /* still LEAVING */
 		}
@@ -231,7 +232,7 @@ uint64_t evict_batch(struct umm_uf *uf, struct picked *batch, uint32_t n)
 	if (!movable)
 		return went;
 	struct staging_area *area = &staging->areas[staging->next];
-	staging_finalise(pager, area);
+	uint64_t refused = staging_finalise(pager, area);
 	staging->next = (staging->next + 1) % staging->n_areas;
 	uint64_t memory = (uintptr_t)staging->memory + area->offset;
 	pthread_mutex_lock(&uf->lock);
@@ -241,7 +242,10 @@ uint64_t evict_batch(struct umm_uf *uf, struct picked *batch, uint32_t n)
 	for (uint32_t i = 0; i < movable && err; i++)
 		back_in_place(batch[i].region, batch[i].unit);
 	pthread_mutex_unlock(&uf->lock);
-	return err ? went : went + move_batch(uf, batch, movable, area);
+	if (!err)
+		went += move_batch(uf, batch, movable, area);
+	/* What only went out and came back is no progress. */
+	return went > refused ? went - refused : 0;
 }
 
 static int compare_picked(const void *a, const void *b)
@@ -302,17 +306,19 @@ static bool any_lost(struct umm_pager *pager)
 	return lost;
 }
 
-/* Units that left their regions. */
-static uint64_t evict_round(struct umm_pager *pager, struct picked *batch, uint64_t excess)
+/* Units that left their regions. *deferred: none, as an event of the user's is under way. */
+static uint64_t evict_round(struct umm_pager *pager, struct picked *batch, uint64_t excess, bool *deferred)
 {
 	uint64_t went = 0;
 	pthread_mutex_lock(&pager->evict_lock);
+	pager->evict_deferred = false;
 	for (uint32_t i = 0; i < pager->n_ufs; i++) {
 		uint64_t area = pager->staging.area_bytes;
 		uint32_t n = pick(&pager->ufs[i], batch, excess < area ? excess : area);
 		if (n)
 			went += evict_batch(&pager->ufs[i], batch, n);
 	}
+	*deferred = !went && pager->evict_deferred;
 	pthread_mutex_unlock(&pager->evict_lock);
 	return went;
 }
@@ -335,7 +341,7 @@ static void *evictor_main(void *argument)
 			continue;
 		}
 		pthread_mutex_unlock(&pager->evict_wake_lock);
-		atomic_store(&pager->evict_wanted, false);
+		atomic_exchange(&pager->evict_wanted, false); /* sees what its wakers did before */
 		uint64_t fruitless = 0;
 		while (atomic_load(&pager->budget)) {
 			uint64_t resident = atomic_load(&pager->resident), low = low_mark(pager);
@@ -343,13 +349,18 @@ static void *evictor_main(void *argument)
 				break;
 			if (any_lost(pager))
 				rebuild_queues(pager);
-			if (evict_round(pager, batch, resident - low))
+			bool deferred;
+			if (evict_round(pager, batch, resident - low, &deferred)) {
 				fruitless = 0;
-			else if (++fruitless == 3)
+			} else if (deferred) {
+				nanosleep(&(struct timespec){.tv_nsec = event_ns}, NULL);
+			} else if (++fruitless == 3) {
 				break;
+			}
 		}
+		atomic_store(&pager->evict_stuck, fruitless != 0);
 		if (fruitless) {
-			/* Nothing could go: a store that refuses, pinned pages. Not a reason to spin. */
+			/* Not a reason to spin. */
 			nanosleep(&(struct timespec){.tv_nsec = back_off_ns}, NULL);
 		}
 		pthread_mutex_lock(&pager->evict_wake_lock);

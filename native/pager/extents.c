@@ -107,28 +107,22 @@ int extents_remove(struct umm_uf *uf, uint64_t start, uint64_t end,
 	return 0;
 }
 
-static void add_ghost(struct umm_uf *uf, uint64_t start, uint64_t end)
+static void add_ghost(struct umm_uf *uf, const struct extent *ghost)
 {
 	/* A full table forgets the oldest ghost. Its event would have to stay unread while 256 others
 	 * came and went, and then be taken for one of the new mapping. */
 	if (uf->n_ghosts == MAX_GHOSTS) {
+		struct extent oldest = uf->ghosts[0];
 		memmove(uf->ghosts, uf->ghosts + 1, (MAX_GHOSTS - 1) * sizeof(uf->ghosts[0]));
 		uf->n_ghosts--;
+		forget_piece(uf, &oldest);
 	}
-	uf->ghosts[uf->n_ghosts++] = (struct range){start, end};
+	uf->ghosts[uf->n_ghosts++] = *ghost;
 }
 
 static void bury_piece(void *context, const struct extent *piece)
 {
-	add_ghost(context, piece->start, piece->end);
-	struct umm_region *region = piece->region;
-	uint64_t first = piece->offset / region->unit;
-	uint64_t last = (piece->offset + (piece->end - piece->start) - 1) / region->unit;
-	for (uint64_t unit = first; unit <= last && unit < region->n_units; unit++) {
-		int state = unit_state(region, unit);
-		if (state != UNIT_FETCHING && state != UNIT_ZAPPING)
-			unit_set(region, unit, UNIT_GONE, 0);
-	}
+	add_ghost(context, piece);
 }
 
 void extents_bury(struct umm_uf *uf, uint64_t start, uint64_t end)
@@ -141,7 +135,7 @@ void extents_bury(struct umm_uf *uf, uint64_t start, uint64_t end)
 		if (low >= high)
 			continue;
 		/* Moved away by mremap, and free for us already: the UNMAP of it is still to be read. */
-		add_ghost(uf, low, high);
+		add_ghost(uf, &(struct extent){.start = low, .end = high});
 		*old = (struct range){0, 0};
 	}
 }
@@ -151,7 +145,34 @@ void extents_vacated(struct umm_uf *uf, uint64_t start, uint64_t end)
 	uf->vacated[uf->next_vacated++ % MAX_VACATED] = (struct range){start, end};
 }
 
-uint32_t ghosts_consume(struct umm_uf *uf, uint64_t start, uint64_t end, struct range *out)
+void ghosts_forget(struct umm_uf *uf, const struct umm_region *region)
+{
+	for (uint32_t g = 0; g < uf->n_ghosts; g++)
+		if (uf->ghosts[g].region == region)
+			uf->ghosts[g].region = NULL;
+}
+
+/* `piece` cut to [low, high). */
+static struct extent cut(const struct extent *piece, uint64_t low, uint64_t high)
+{
+	return (struct extent){low, high, piece->region, piece->offset + (low - piece->start)};
+}
+
+static uint32_t without(struct range *ranges, uint32_t n, uint64_t low, uint64_t high)
+{
+	for (uint32_t i = n; i-- > 0;) {
+		struct range r = ranges[i];
+		if (low >= r.end || high <= r.start)
+			continue;
+		ranges[i].end = low > r.start ? low : r.start;
+		if (high < r.end)
+			ranges[n++] = (struct range){high, r.end};
+	}
+	return n;
+}
+
+uint32_t ghosts_consume(struct umm_uf *uf, uint64_t start, uint64_t end, struct range *out,
+        void (*found)(void *context, const struct extent *piece), void *context)
 {
 	uint32_t n = 1;
 	out[0] = (struct range){start, end};
@@ -159,28 +180,23 @@ uint32_t ghosts_consume(struct umm_uf *uf, uint64_t start, uint64_t end, struct 
 		if (uf->vacated[i].start < end && start < uf->vacated[i].end)
 			uf->vacated[i] = (struct range){0, 0};
 	for (uint32_t g = 0; g < uf->n_ghosts;) {
-		struct range ghost = uf->ghosts[g];
+		struct extent ghost = uf->ghosts[g];
 		uint64_t low = ghost.start > start ? ghost.start : start;
 		uint64_t high = ghost.end < end ? ghost.end : end;
 		if (low >= high) {
 			g++;
 			continue;
 		}
-		for (uint32_t i = 0; i < n; i++) {
-			struct range r = out[i];
-			if (low >= r.end || high <= r.start)
-				continue;
-			out[i] = (struct range){r.start, low > r.start ? low : r.start};
-			if (high < r.end)
-				out[n++] = (struct range){high, r.end};
-		}
+		n = without(out, n, low, high);
 		/* What sticks out of the event stays a ghost. */
 		memmove(uf->ghosts + g, uf->ghosts + g + 1, (uf->n_ghosts - g - 1) * sizeof(uf->ghosts[0]));
 		uf->n_ghosts--;
 		if (ghost.start < low)
-			uf->ghosts[uf->n_ghosts++] = (struct range){ghost.start, low};
+			uf->ghosts[uf->n_ghosts++] = cut(&ghost, ghost.start, low);
 		if (ghost.end > high && uf->n_ghosts < MAX_GHOSTS)
-			uf->ghosts[uf->n_ghosts++] = (struct range){high, ghost.end};
+			uf->ghosts[uf->n_ghosts++] = cut(&ghost, high, ghost.end);
+		struct extent piece = cut(&ghost, low, high);
+		found(context, &piece);
 	}
 	uint32_t kept = 0;
 	for (uint32_t i = 0; i < n; i++)

@@ -78,16 +78,8 @@ int finish_claim(
         struct umm_region *region, uint64_t unit, const void *data, int error, uint64_t hash, bool prefetched)
 {
 	/* The address may be gone, or the bytes stale, since the claim was made. */
-	if (unit_flag(region, unit, UNIT_WAS_REMOVED)) {
-		unit_unmark(region, unit, UNIT_SPILLED);
-		unit_set(region, unit, UNIT_REMOVED, 0);
-		wake_unit(region, unit);
-		return 0;
-	}
-	if (region->n_extents == 0) {
-		unit_set(region, unit, UNIT_GONE, 0);
-		return -ENOENT;
-	}
+	if (claim_lost(region, unit))
+		return unit_state(region, unit) == UNIT_GONE ? -ENOENT : 0;
 	if (error) {
 		poison_unit(region, unit, error);
 		return error;
@@ -127,7 +119,8 @@ static bool put_off(struct umm_uf *uf, const struct times *times)
 	if (atomic_load_explicit(&pager->resident, memory_order_relaxed) <= most)
 		return false;
 	evictor_wake(pager);
-	if (times->arrived - uf->admitted_ns > admit_every_ns) {
+	if (times->arrived - uf->admitted_ns > admit_every_ns ||
+	        atomic_load_explicit(&pager->evict_stuck, memory_order_relaxed)) {
 		uf->admitted_ns = times->arrived;
 		return false;
 	}

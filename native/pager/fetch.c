@@ -67,13 +67,14 @@ void note_stored(struct umm_region *region, uint64_t unit, uint64_t hash)
 bool equals_stored(struct umm_region *region, uint64_t unit, uint32_t word, const void *data, uint64_t *hash)
 {
 	struct umm_store *store = region->store;
+	uint64_t known = *hash;
 	*hash = hash_bytes(data, region->unit);
 	if ((word & UNIT_SPILLED) || !store->ops->peek)
-		return region->hashes && region->hashes[unit] == *hash;
+		return known == *hash;
 	uint64_t len = unit_store_bytes(region, unit);
 	const void *stored = len ? store->ops->peek(store, unit * region->unit, len) : NULL;
 	if (len && !stored)
-		return region->hashes && region->hashes[unit] == *hash;
+		return known == *hash;
 	if (len && memcmp(stored, data, len) != 0)
 		return false;
 	return memcmp(region->pager->zeros, (const uint8_t *)data + len, region->unit - len) == 0;

@@ -10,14 +10,22 @@
 
 /* The unit's bytes as they are now. evict_lock held, so it stays where it is: 1 when there is something
  * that may have to be written, 0 when the store has it already, or -errno. */
-static int read_unit(struct umm_region *region, uint64_t unit, uint32_t *word, uint8_t *buffer)
+static int read_unit(
+        struct umm_region *region, uint64_t unit, uint32_t *word, uint64_t *hash, uint8_t *buffer)
 {
 	struct umm_uf *uf = region->uf;
+	int err = 0;
 	pthread_mutex_lock(&uf->lock);
 	*word = region->units[unit];
+	*hash = region->hashes[unit];
 	int state = unit_state(region, unit);
 	uint8_t layer = region->layers ? region->layers[unit] : 0;
-	uint64_t run, address = region_address_of(region, unit * region->unit, &run);
+	if (state == UNIT_PRESENT) {
+		/* Through the kernel, not by touching it: a fault under evict_lock would, in in-thread mode,
+		 * want the lock that fork() takes before it waits for this one. */
+		err = read_in_place(region, unit, buffer);
+		zero_removed_pages(region, unit, buffer);
+	}
 	pthread_mutex_unlock(&uf->lock);
 	switch (state) {
 	case UNIT_REMOVED:
@@ -28,11 +36,8 @@ static int read_unit(struct umm_region *region, uint64_t unit, uint32_t *word, u
 			return 0;
 		return fetch_unit(region, unit, *word, layer, buffer) ?: 1;
 	case UNIT_PRESENT:
-		if (run < region->unit)
-			return 0;
-		/* Not under the lock: a hole of the unit faults here and is served like any other. */
-		memcpy(buffer, (const void *)address, region->unit);
-		return 1;
+		/* Partly unmapped: what is gone cannot be written, and the rest stays as it is. */
+		return err == -EFAULT ? 0 : err ? err : 1;
 	default:
 		return 0; /* on its way in, lost, or unmapped: the store has what there is */
 	}
@@ -42,10 +47,11 @@ static int flush_unit(struct umm_region *region, uint64_t unit, uint8_t *buffer)
 {
 	struct umm_store *store = region->store;
 	uint32_t word;
-	int found = read_unit(region, unit, &word, buffer);
+	uint64_t hash;
+	int found = read_unit(region, unit, &word, &hash, buffer);
 	if (found <= 0)
 		return found;
-	uint64_t hash, len = unit_store_bytes(region, unit);
+	uint64_t len = unit_store_bytes(region, unit);
 	bool removed = (word & UNIT_STATE_MASK) == UNIT_REMOVED;
 	bool same = equals_stored(region, unit, removed ? 0 : word, buffer, &hash);
 	if (same && !(word & UNIT_SPILLED) && !removed)

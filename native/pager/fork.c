@@ -39,6 +39,21 @@ struct umm_uf *find_uf_locked(uint64_t address)
 	return NULL;
 }
 
+int poison_filled(void)
+{
+	int err = 0;
+	sigset_t saved;
+	block_signals(&saved);
+	pthread_mutex_lock(&pagers_lock);
+	for (struct umm_pager *pager = pagers; pager; pager = pager->next) {
+		int one = poison_filled_of(pager);
+		err = err ? err : one;
+	}
+	pthread_mutex_unlock(&pagers_lock);
+	restore_signals(&saved);
+	return err;
+}
+
 int umm_range_in_region(uint64_t address, uint64_t len)
 {
 	sigset_t saved;
@@ -59,6 +74,26 @@ int umm_range_in_region(uint64_t address, uint64_t len)
 	return found;
 }
 
+/* The child's mappings are as they are now, so the extents must be, too: events that nobody has read yet are
+ * applied. The faults in front of them are taken again after the fork. */
+static void drain(struct umm_uf *uf)
+{
+	struct umm_uffd_msg msg;
+	while (umm_uffd_read(uf->fd, &msg) == 0) {
+		if (msg.event != UMM_UFFD_EVENT_PAGEFAULT) {
+			apply_event(uf, &msg);
+			continue;
+		}
+		uint64_t address = msg.arg1 & ~(uf->pager->page - 1);
+		/* Waking them now would only fill the queue again. */
+		if (uf->n_deferred == MAX_DEFERRED) {
+			umm_uffd_wake(uf->fd, address, uf->pager->page);
+			return;
+		}
+		uf->deferred[uf->n_deferred++] = (struct range){address, address + uf->pager->page};
+	}
+}
+
 static void lock_all(void)
 {
 	sigset_t saved;
@@ -69,8 +104,10 @@ static void lock_all(void)
 		pthread_mutex_lock(&pager->regions_lock);
 		pthread_mutex_lock(&pager->evict_lock);
 		pthread_mutex_lock(&pager->evict_wake_lock);
-		for (uint32_t i = 0; i < pager->n_ufs; i++)
+		for (uint32_t i = 0; i < pager->n_ufs; i++) {
 			pthread_mutex_lock(&pager->ufs[i].lock);
+			drain(&pager->ufs[i]);
+		}
 		pthread_mutex_lock(&pager->worker.lock);
 	}
 }
@@ -93,6 +130,8 @@ static void unlock_all(void)
 static void in_parent(void)
 {
 	for (struct umm_pager *pager = pagers; pager; pager = pager->next) {
+		for (uint32_t i = 0; i < pager->n_ufs; i++)
+			wake_deferred(&pager->ufs[i]);
 		spill_freeze(pager);
 		for (struct umm_region *region = pager->regions; region; region = region->next)
 			if (region->fork_policy == UMM_FORK_SNAPSHOT && region->flush_epoch)
@@ -154,11 +193,8 @@ static int reopen(struct umm_pager *pager)
 		close(pager->ufs[i].fd);
 	close(pager->stop_fd);
 	close(pager->pagemap_fd);
-	pager->stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-	/* /proc/self/pagemap stays the parent's when it is inherited. */
-	pager->pagemap_fd = umm_pagemap_open(0);
-	if (pager->stop_fd < 0)
-		err = -errno;
+	/* Opening a userfaultfd through its device takes a second descriptor for a moment: while there is
+	 * room. */
 	for (uint32_t i = 0; i < pager->n_ufs; i++) {
 		struct umm_uf *uf = &pager->ufs[i];
 		uf->n_deferred = uf->n_ghosts = uf->n_requests = 0;
@@ -169,6 +205,13 @@ static int reopen(struct umm_pager *pager)
 			err = one;
 		}
 	}
+	pager->stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	if (pager->stop_fd < 0)
+		err = -errno;
+	/* /proc/self/pagemap stays the parent's when it is inherited. */
+	pager->pagemap_fd = umm_pagemap_open(0);
+	if (pager->pagemap_fd < 0)
+		pager->use_move = false;
 	return err;
 }
 

@@ -254,6 +254,12 @@ void wake_unit(struct umm_region *region, uint64_t unit)
 void defer(struct umm_uf *uf, uint64_t address, uint64_t len)
 {
 	uf->counters.faults_deferred++;
+	if (!uf->wake_later) {
+		/* Not called by a handler: they may all sleep, with no message coming that would make them
+		 * look at the list. Who is woken faults again, which is a message. */
+		wake(uf, address, len);
+		return;
+	}
 	if (uf->n_deferred == MAX_DEFERRED) {
 		/* More faults than places: wake those that wait longest, they come again. */
 		wake(uf, uf->deferred[0].start, uf->deferred[0].end - uf->deferred[0].start);

@@ -103,6 +103,7 @@ struct umm_region {
 	struct umm_latency *latency; /* NULL for small regions */
 	int advice;
 	bool huge, owns_mapping, closing, in_child;
+	bool any_filled; /* for a guard */
 	struct umm_pager_counters counters;
 
 	uint64_t *hashes; /* XXH3 of the stored copy, 0: not known */
@@ -135,7 +136,8 @@ struct handler {
 
 /* Our own MADV_DONTNEED under way: its REMOVE events are not the user's. */
 struct zap {
-	bool active;
+	_Atomic bool
+	        active; /* also read without the lock: the evictor waits for a handler to read the event */
 	uint64_t start, end, granule;
 	uint64_t seen[(ZAP_MAX + 63) / 64];
 };
@@ -150,6 +152,7 @@ struct request {
 	struct umm_region *region;
 	uint64_t unit, deadline_ns;
 	uint32_t tries;
+	bool unsent;
 };
 
 struct umm_uf {
@@ -159,7 +162,9 @@ struct umm_uf {
 	pthread_cond_t claims_done;
 	struct extent *extents;
 	uint64_t n_extents, capacity;
-	struct range ghosts[MAX_GHOSTS]; /* unmapped, mapped anew, and the old UNMAP event is unread */
+	/* Unmapped or moved away, their place mapped anew, and the old UNMAP or REMAP event unread. Without
+	 * region: it was closed meanwhile. */
+	struct extent ghosts[MAX_GHOSTS];
 	uint32_t n_ghosts;
 	struct range
 	        vacated[MAX_VACATED]; /* left by mremap, whose UNMAP of the old place comes after its REMAP */
@@ -204,7 +209,8 @@ struct staging_area {
 
 struct staging {
 	uint8_t *memory;
-	uint64_t bytes, area_bytes;
+	_Atomic uint64_t bytes; /* what the budget sets aside for it */
+	uint64_t area_bytes;
 	struct staging_area areas[STAGING_AREAS];
 	uint32_t n_areas, next;
 };
@@ -262,6 +268,8 @@ struct umm_pager {
 	pthread_mutex_t evict_wake_lock;
 	pthread_cond_t evict_wake;
 	_Atomic bool evict_wanted;
+	bool evict_deferred;      /* under evict_lock: some unit answered EAGAIN */
+	_Atomic bool evict_stuck; /* nothing could go lately: a store that refuses, pinned pages */
 	bool evict_stop;
 	pthread_t evictor;
 	uint8_t *evict_buffer;
@@ -311,6 +319,10 @@ static inline void unit_unmark(struct umm_region *region, uint64_t unit, uint32_
 uint64_t unit_store_bytes(const struct umm_region *region, uint64_t unit);
 /* Address of a unit that is mapped in one piece, 0 otherwise. */
 uint64_t unit_address(struct umm_region *region, uint64_t unit);
+/* Is any page of it mapped? */
+bool unit_is_mapped(struct umm_region *region, uint64_t unit);
+/* An event took the unit away while a claim on it was held: sets what it is now, and says so. */
+bool claim_lost(struct umm_region *region, uint64_t unit);
 /* Where `offset` is mapped, and how much from there on in one piece; 0 when nowhere. */
 uint64_t region_address_of(struct umm_region *region, uint64_t offset, uint64_t *run);
 
@@ -343,8 +355,10 @@ void extents_bury(struct umm_uf *uf, uint64_t start, uint64_t end);
 /* mremap took what was at [start, end) elsewhere. */
 void extents_vacated(struct umm_uf *uf, uint64_t start, uint64_t end);
 /* Parts of [start, end) that are no ghost go to `out` (at most MAX_GHOSTS + 1); the ghosts in it are laid to
- * rest. */
-uint32_t ghosts_consume(struct umm_uf *uf, uint64_t start, uint64_t end, struct range *out);
+ * rest, and `found` is told of each. */
+uint32_t ghosts_consume(struct umm_uf *uf, uint64_t start, uint64_t end, struct range *out,
+        void (*found)(void *context, const struct extent *piece), void *context);
+void ghosts_forget(struct umm_uf *uf, const struct umm_region *region);
 
 /* -- install.c; under the uf's lock --------------------------------------------------------- */
 
@@ -371,7 +385,7 @@ void wake_deferred(struct umm_uf *uf);
 /* The bytes of a unit in memory that stays as it is while the lock is held, or NULL. Lock held. */
 const void *peek_unit(struct umm_region *region, uint64_t unit);
 /* Fill `buffer` with the unit's bytes, zeros past the store's end; tries again as the store says. No
- * lock held; the caller has claimed the unit. */
+ * lock held (but in in-thread mode by the faulting thread); the caller has claimed the unit. */
 int fetch_unit(struct umm_region *region, uint64_t unit, uint32_t word, uint8_t layer, void *buffer);
 uint64_t hash_bytes(const void *data, uint64_t len);
 /* What to remember of a unit that was just read: 0 where its stored copy stays in sight. `word`: the unit's
@@ -379,7 +393,8 @@ uint64_t hash_bytes(const void *data, uint64_t len);
 uint64_t hash_fetched(const struct umm_region *region, uint32_t word, const void *data);
 /* Remember what the stored copy looks like. Lock held. */
 void note_stored(struct umm_region *region, uint64_t unit, uint64_t hash);
-/* True when `data` equals the stored copy. Lock not needed: the caller holds evict_lock and the claim. */
+/* True when `data` equals the stored copy. *hash: what was remembered of that (region->hashes) when the word
+ * was read; then the hash of the data. Lock not needed: the caller holds evict_lock and the claim. */
 bool equals_stored(struct umm_region *region, uint64_t unit, uint32_t word, const void *data, uint64_t *hash);
 
 /* -- fault.c -------------------------------------------------------------------------------- */
@@ -396,6 +411,8 @@ int finish_claim(struct umm_region *region, uint64_t unit, const void *data, int
 /* -- event.c; under the uf's lock ----------------------------------------------------------- */
 
 void apply_event(struct umm_uf *uf, const struct umm_uffd_msg *msg);
+/* What was mapped there is unmapped. */
+void forget_piece(void *context, const struct extent *piece);
 void apply_remove(struct umm_uf *uf, uint64_t start, uint64_t end);
 
 /* -- handler.c, in_thread.c ----------------------------------------------------------------- */
@@ -414,8 +431,8 @@ int staging_init(struct umm_pager *pager);
 void staging_deinit(struct umm_pager *pager);
 /* For an eviction on request in a pager without a budget. evict_lock held. */
 int staging_borrow(struct umm_pager *pager, uint64_t unit);
-/* Write or drop what the area holds and empty it. evict_lock held. */
-void staging_finalise(struct umm_pager *pager, struct staging_area *area);
+/* Write or drop what the area holds and empty it. evict_lock held. Units that their store refused. */
+uint64_t staging_finalise(struct umm_pager *pager, struct staging_area *area);
 void staging_finalise_all(struct umm_pager *pager);
 /* Give up the region's slots. evict_lock held. */
 void staging_forget(struct umm_region *region);
@@ -455,6 +472,14 @@ void spill_forget(struct umm_region *region);
 void spill_freeze(struct umm_pager *pager);
 void spill_close(struct umm_pager *pager);
 
+/* -- region_store.c; under the uf's lock ---------------------------------------------------- */
+
+/* Copies a unit that is in place without touching it; holes become zeros. -EFAULT when a part of it is
+ * unmapped. */
+int read_in_place(struct umm_region *region, uint64_t unit, uint8_t *buffer);
+/* Zeros over the pages that were removed and may not have been zapped yet. */
+void zero_removed_pages(struct umm_region *region, uint64_t unit, uint8_t *buffer);
+
 /* -- prefetch.c, bring_in.c ----------------------------------------------------------------- */
 
 void prefetch_on_fault(struct umm_region *region, uint64_t unit);
@@ -493,7 +518,9 @@ void poison_by_mapping(struct umm_region *region, uint64_t unit);
 bool fill_mapped(struct umm_region *region, uint64_t address, uint8_t fill);
 int unfill_mapped(struct umm_region *region, uint64_t address);
 /* Lost units that were filled for a guard are poisoned again. */
-int poison_filled(struct umm_pager *pager);
+int poison_filled_of(struct umm_pager *pager);
+/* The same for every pager. */
+int poison_filled(void);
 /* Extent of any pager at this address: pager, its uf locked, or NULL. For the SIGBUS handler. */
 struct umm_uf *find_uf_locked(uint64_t address);
 

@@ -219,6 +219,9 @@ int umm_pager_create(const struct umm_pager_options *options, struct umm_pager *
 		pager->pagemap_fd = umm_pagemap_open(0);
 		if (pager->stop_fd < 0)
 			err = -errno;
+		/* After a failed MOVE nothing else tells which pages went. */
+		if (pager->pagemap_fd < 0)
+			pager->use_move = false;
 	}
 	if (!err)
 		err = poison_init(pager);
@@ -279,13 +282,17 @@ int umm_pager_set_budget(struct umm_pager *pager, uint64_t bytes)
 		uint64_t old = atomic_exchange(&pager->budget, bytes);
 		staging_deinit(pager);
 		err = staging_init(pager);
-		if (err)
+		/* No memory for the new one: back to the old one, or, when even that fails, to none. */
+		if (err) {
 			atomic_store(&pager->budget, old);
+			if (!old || staging_init(pager))
+				atomic_store(&pager->budget, 0);
+		}
 	} else if (!err) {
 		staging_finalise_all(pager);
 		atomic_store(&pager->budget, 0);
 	}
-	if (!err && bytes) {
+	if (atomic_load(&pager->budget)) {
 		for (uint32_t i = 0; i < pager->n_ufs; i++) {
 			struct umm_uf *uf = &pager->ufs[i];
 			pthread_mutex_lock(&uf->lock);

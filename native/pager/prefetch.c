@@ -23,9 +23,11 @@ static const uint64_t worth_prefetching = 16; /* no page size: units */
 bool prefetch_post(struct umm_region *region, uint64_t first, uint64_t count, int64_t stride)
 {
 	struct worker *worker = &region->pager->worker;
-	/* A fault handler comes here: never wait for the worker. */
-	if (pthread_mutex_trylock(&worker->lock))
+	/* Closing waits for claims once. */
+	if (region->closing)
 		return false;
+	/* Its holders keep it for some instructions only. */
+	pthread_mutex_lock(&worker->lock);
 	bool posted = false;
 	if (worker->tail - worker->head < MAX_PREFETCHES && !worker->stop) {
 		worker->requests[worker->tail++ % MAX_PREFETCHES] =

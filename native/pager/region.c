@@ -299,19 +299,19 @@ int umm_region_close(struct umm_region *region)
 	region->closing = true;
 	while (region->claims)
 		pthread_cond_wait(&uf->claims_done, &uf->lock);
+	/* First, so that nobody asks the store again once it has forgotten the region. */
+	for (uint32_t i = 0; i < uf->n_requests;)
+		if (uf->requests[i].region == region)
+			uf->requests[i] = uf->requests[--uf->n_requests];
+		else
+			i++;
+	ghosts_forget(uf, region);
 	pthread_mutex_unlock(&uf->lock);
 	if (region->store->ops->forget)
 		region->store->ops->forget(region->store, region);
 	/* The evictor works on units of a region under evict_lock only. */
 	pthread_mutex_lock(&pager->evict_lock);
 	staging_forget(region);
-	pthread_mutex_lock(&uf->lock);
-	for (uint32_t i = 0; i < uf->n_requests;)
-		if (uf->requests[i].region == region)
-			uf->requests[i] = uf->requests[--uf->n_requests];
-		else
-			i++;
-	pthread_mutex_unlock(&uf->lock);
 	while (take_down(region))
 		;
 	pthread_mutex_lock(&uf->lock);

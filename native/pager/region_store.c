@@ -32,7 +32,7 @@ static void wait_a_moment(void)
 
 /* Pages that are in place, read through the kernel. Lock held: no REMOVE event is read meanwhile, so what
  * pagemap shows as present stays so, and a page that is not there is one that was removed. */
-static int read_in_place(struct umm_region *region, uint64_t unit, uint8_t *buffer)
+int read_in_place(struct umm_region *region, uint64_t unit, uint8_t *buffer)
 {
 	struct umm_pager *pager = region->pager;
 	uint64_t granule = region->hugetlb ? region->hugetlb : pager->page;
@@ -56,7 +56,7 @@ static int read_in_place(struct umm_region *region, uint64_t unit, uint8_t *buff
 	return 0;
 }
 
-static void zero_removed_pages(struct umm_region *region, uint64_t unit, uint8_t *buffer)
+void zero_removed_pages(struct umm_region *region, uint64_t unit, uint8_t *buffer)
 {
 	uint64_t page = region->pager->page, per_unit = region->unit / page;
 	for (uint64_t i = 0; region->zeroed && i < per_unit; i++) {
@@ -85,15 +85,13 @@ static int read_missing(struct umm_region *region, uint64_t unit, uint8_t *buffe
 	pthread_mutex_unlock(&uf->lock);
 	int err = fetch_unit(region, unit, word, layer, buffer);
 	pthread_mutex_lock(&uf->lock);
-	bool removed = unit_flag(region, unit, UNIT_WAS_REMOVED),
-	     wanted = unit_flag(region, unit, UNIT_WANTED);
-	unit_set(region, unit, removed ? UNIT_REMOVED : UNIT_MISSING, 0);
-	if (removed)
-		unit_unmark(region, unit, UNIT_SPILLED);
-	if (wanted)
+	bool wanted = unit_flag(region, unit, UNIT_WANTED), lost = claim_lost(region, unit);
+	if (!lost)
+		unit_set(region, unit, UNIT_MISSING, 0);
+	if (!lost && wanted)
 		wake_unit(region, unit);
 	claim_end(region);
-	return removed ? -EAGAIN : err;
+	return lost ? -EAGAIN : err;
 }
 
 static int read_unit_once(struct umm_region *region, uint64_t unit, uint8_t *buffer)

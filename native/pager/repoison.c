@@ -3,8 +3,6 @@
 
 #include <errno.h>
 
-#include "pager/lock.h"
-
 static int repoison_unit(struct umm_region *region, uint64_t unit)
 {
 	struct umm_uf *uf = region->uf;
@@ -28,21 +26,38 @@ static int repoison_unit(struct umm_region *region, uint64_t unit)
 	return err;
 }
 
-int poison_filled(struct umm_pager *pager)
+static bool is_filled(struct umm_region *region, uint64_t unit)
 {
-	sigset_t saved;
-	block_signals(&saved);
+	pthread_mutex_lock(&region->uf->lock);
+	bool filled = unit_state(region, unit) == UNIT_FILLED;
+	pthread_mutex_unlock(&region->uf->lock);
+	return filled;
+}
+
+/* Reads and clears the mark that saves looking at every unit of every region. */
+static bool take_any_filled(struct umm_region *region)
+{
+	pthread_mutex_lock(&region->uf->lock);
+	bool any = region->any_filled;
+	region->any_filled = false;
+	pthread_mutex_unlock(&region->uf->lock);
+	return any;
+}
+
+int poison_filled_of(struct umm_pager *pager)
+{
 	pthread_mutex_lock(&pager->regions_lock);
 	pthread_mutex_lock(&pager->evict_lock);
 	int err = 0;
-	for (struct umm_region *region = pager->regions; region; region = region->next)
-		for (uint64_t unit = 0; unit < region->n_units; unit++)
-			if (unit_state(region, unit) == UNIT_FILLED) {
+	for (struct umm_region *region = pager->regions; region; region = region->next) {
+		bool any = take_any_filled(region);
+		for (uint64_t unit = 0; any && unit < region->n_units; unit++)
+			if (is_filled(region, unit)) {
 				int one = repoison_unit(region, unit);
 				err = err ? err : one;
 			}
+	}
 	pthread_mutex_unlock(&pager->evict_lock);
 	pthread_mutex_unlock(&pager->regions_lock);
-	restore_signals(&saved);
 	return err;
 }

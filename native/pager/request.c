@@ -15,6 +15,20 @@ static struct request *find_request(struct umm_uf *uf, struct umm_region *region
 	return NULL;
 }
 
+/* A store whose places are all taken is asked again from requests_expire(); until then the request waits
+ * with its deadline running: the places may be taken by requests that are never answered. */
+static int send(struct umm_region *region, uint64_t unit, struct request *request)
+{
+	struct umm_store *store = region->store;
+	int err = store->ops->request(store, region, unit * region->unit, region->unit);
+	if (request)
+		request->unsent = err == -EAGAIN && store->timeout_ms;
+	if (!err || (request && request->unsent))
+		return 0;
+	request_done(region, unit);
+	return err;
+}
+
 int request_unit(struct umm_region *region, uint64_t unit)
 {
 	struct umm_uf *uf = region->uf;
@@ -30,10 +44,7 @@ int request_unit(struct umm_region *region, uint64_t unit)
 		request->deadline_ns =
 		        store->timeout_ms ? umm_now_ns() + store->timeout_ms * ns_per_ms : UINT64_MAX;
 	}
-	int err = store->ops->request(store, region, unit * region->unit, region->unit);
-	if (err)
-		request_done(region, unit);
-	return err;
+	return send(region, unit, find_request(uf, region, unit));
 }
 
 void request_done(struct umm_region *region, uint64_t unit)
@@ -55,6 +66,16 @@ uint64_t requests_expire(struct umm_uf *uf, uint64_t now)
 	uint64_t next = 0;
 	for (uint32_t i = 0; i < uf->n_requests;) {
 		struct request *request = &uf->requests[i];
+		if (request->deadline_ns > now && request->unsent) {
+			struct umm_region *region = request->region;
+			uint64_t unit = request->unit;
+			int err = send(region, unit, request);
+			if (err) {
+				if (unit_state(region, unit) == UNIT_FETCHING)
+					finish_claim(region, unit, NULL, err, 0, false);
+				continue;
+			}
+		}
 		if (request->deadline_ns > now) {
 			if (!next || request->deadline_ns < next)
 				next = request->deadline_ns;

@@ -22,11 +22,22 @@ static uint64_t fill_bytes;
 /* Per thread; initial-exec, so that touching it in a signal handler allocates nothing. */
 static _Thread_local __attribute__((tls_model("initial-exec"))) struct {
 	unsigned depth;
+	bool passed_on;
 	struct umm_lost first;
 } guard;
 
 static void pass_on(int signal, siginfo_t *info, void *context)
 {
+	/* faulthandler puts back the handler that it found, ours, and raises the signal again: handed to it
+	 * once more, that would never end. */
+	bool raised_again = info->si_code <= 0 && guard.passed_on;
+	guard.passed_on = info->si_code > 0;
+	if (raised_again) {
+		struct sigaction fatal = {.sa_handler = SIG_DFL};
+		sigaction(SIGBUS, &fatal, NULL);
+		raise(SIGBUS); /* delivered when this handler returns */
+		return;
+	}
 	if (previous.sa_flags & SA_SIGINFO) {
 		previous.sa_sigaction(signal, info, context);
 	} else if (previous.sa_handler == SIG_DFL || previous.sa_handler == SIG_IGN) {
@@ -42,6 +53,7 @@ static bool note_filled(
         struct umm_region *region, uint64_t unit, uint64_t offset, uint64_t address, int error)
 {
 	unit_set(region, unit, UNIT_FILLED, (uint32_t)error);
+	region->any_filled = true;
 	if (guard.first.units++ == 0)
 		guard.first = (struct umm_lost){region, address, offset, 1, error};
 	return true;
@@ -56,9 +68,12 @@ static bool fill_lost(struct umm_region *region, uint64_t unit, uint64_t offset,
 			return false;
 		return note_filled(region, unit, offset, address, error);
 	}
-	uint64_t at = unit * region->unit;
+	uint64_t at = unit * region->unit, n = region->hugetlb ? region->hugetlb : region->pager->page;
+	if (n > fill_bytes)
+		return false;
+	if (region->hugetlb)
+		memset(fill_buffer, UMM_FILL_BYTE, n);
 	for (uint64_t done = 0; done < region->unit;) {
-		uint64_t n = region->unit - done < fill_bytes ? region->unit - done : fill_bytes;
 		uint64_t run, where = region_address_of(region, at + done, &run);
 		if (run < n)
 			return false;
@@ -83,7 +98,9 @@ static bool resolve(struct umm_uf *uf, uint64_t address)
 	if (state == UNIT_POISONED)
 		return guard.depth && fill_lost(region, unit, offset, address);
 	if (!uf->pager->in_thread)
-		return state == UNIT_FILLED; /* filled for another thread meanwhile */
+		/* Filled for another thread, or removed, since the signal was raised. */
+		return state == UNIT_FILLED || state == UNIT_REMOVED || state == UNIT_MISSING ||
+		       state == UNIT_FETCHING;
 	struct times times = {.arrived = umm_now_ns()};
 	serve_fault(uf, address, 0, uf->handlers[0].buffer, &times);
 	uf->n_deferred = 0; /* nobody waits: the access is repeated */
@@ -123,15 +140,12 @@ int sigbus_install(void)
 	pthread_mutex_lock(&install_lock);
 	int err = 0;
 	if (!fill_buffer) {
-		fill_bytes = (uint64_t)sysconf(_SC_PAGESIZE);
-		fill_buffer =
-		        mmap(NULL, fill_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-		if (fill_buffer == MAP_FAILED) {
-			fill_buffer = NULL;
+		fill_bytes = 2 << 20; /* hugetlb pages are filled in one piece; the rest by base pages */
+		fill_buffer = map_anonymous(fill_bytes, fill_bytes);
+		if (!fill_buffer)
 			err = -ENOMEM;
-		} else {
-			memset(fill_buffer, UMM_FILL_BYTE, fill_bytes);
-		}
+		else
+			memset(fill_buffer, UMM_FILL_BYTE, (size_t)sysconf(_SC_PAGESIZE));
 	}
 	/* Somebody (faulthandler, a JIT) may have put a handler over ours since. */
 	if (!err && sigaction(SIGBUS, NULL, &now) == 0 &&
@@ -163,5 +177,6 @@ int umm_guard_leave(struct umm_lost *ret)
 	if (--guard.depth)
 		return 0;
 	*ret = guard.first;
-	return guard.first.units ? poison_filled(guard.first.region->pager) : 0;
+	/* In whichever pager they are; the region of the first one may be closed by now. */
+	return guard.first.units ? poison_filled() : 0;
 }

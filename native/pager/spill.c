@@ -13,7 +13,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-static int open_temporary(void)
+static int open_unlinked(void)
 {
 	const char *dirs[] = {getenv("TMPDIR"), "/var/tmp", "/tmp"};
 	int err = -ENOENT;
@@ -34,6 +34,18 @@ static int open_temporary(void)
 			return fd;
 		}
 	}
+	return err;
+}
+
+/* Descriptor 0 stands for "no layer". */
+static int open_temporary(void)
+{
+	int fd = open_unlinked();
+	if (fd != 0)
+		return fd;
+	fd = fcntl(0, F_DUPFD_CLOEXEC, 1);
+	int err = fd < 0 ? -errno : fd;
+	close(0);
 	return err;
 }
 

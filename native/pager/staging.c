@@ -63,12 +63,18 @@ int staging_init(struct umm_pager *pager)
 		return mapped;
 	for (uint32_t i = 0; i < pager->n_ufs; i++) {
 		struct umm_uf *uf = &pager->ufs[i];
-		fifo_deinit(&uf->fifo);
-		int err = fifo_init(&uf->fifo, budget / pager->page * 2);
+		struct fifo fresh, old;
+		int err = fifo_init(&fresh, budget / pager->page * 2);
 		if (err) {
 			staging_deinit(pager);
 			return err;
 		}
+		/* Handlers push at any time. */
+		pthread_mutex_lock(&uf->lock);
+		old = uf->fifo;
+		uf->fifo = fresh;
+		pthread_mutex_unlock(&uf->lock);
+		fifo_deinit(&old);
 	}
 	return 0;
 }
@@ -188,11 +194,12 @@ static void settle(struct umm_pager *pager, struct staging_area *area)
 	}
 }
 
-void staging_finalise(struct umm_pager *pager, struct staging_area *area)
+uint64_t staging_finalise(struct umm_pager *pager, struct staging_area *area)
 {
 	struct umm_uf *uf = area->uf;
+	uint64_t refused = 0;
 	if (!uf)
-		return;
+		return 0;
 	pthread_mutex_lock(&uf->lock);
 	look_up(pager, area);
 	pthread_mutex_unlock(&uf->lock);
@@ -201,8 +208,10 @@ void staging_finalise(struct umm_pager *pager, struct staging_area *area)
 	settle(pager, area);
 	pthread_mutex_unlock(&uf->lock);
 	for (uint32_t i = 0; i < area->n; i++)
-		if (area->entries[i].live && area->entries[i].error)
+		if (area->entries[i].live && area->entries[i].error) {
 			put_back(pager, &area->entries[i]);
+			refused++;
+		}
 	/* Nobody reads these slots any more: a rescue works under the lock, and no unit names them. */
 	uint8_t *memory = pager->staging.memory + area->offset;
 	umm_uffd_unregister(uf->fd, (uintptr_t)memory, pager->staging.area_bytes);
@@ -211,6 +220,7 @@ void staging_finalise(struct umm_pager *pager, struct staging_area *area)
 	area->used = 0;
 	area->n = 0;
 	area->uf = NULL;
+	return refused;
 }
 
 void staging_finalise_all(struct umm_pager *pager)

@@ -95,6 +95,29 @@ uint64_t unit_address(struct umm_region *region, uint64_t unit)
 	return run >= region->unit ? address : 0;
 }
 
+bool unit_is_mapped(struct umm_region *region, uint64_t unit)
+{
+	uint64_t run, granule = region->hugetlb ? region->hugetlb : region->pager->page;
+	for (uint64_t at = 0; at < region->unit; at += granule)
+		if (region_address_of(region, unit * region->unit + at, &run))
+			return true;
+	return false;
+}
+
+bool claim_lost(struct umm_region *region, uint64_t unit)
+{
+	if (!unit_is_mapped(region, unit)) {
+		unit_set(region, unit, UNIT_GONE, 0);
+		return true;
+	}
+	if (!unit_flag(region, unit, UNIT_WAS_REMOVED))
+		return false;
+	unit_unmark(region, unit, UNIT_SPILLED | UNIT_PREFETCHED);
+	unit_set(region, unit, UNIT_REMOVED, 0);
+	wake_unit(region, unit);
+	return true;
+}
+
 void claim_begin(struct umm_region *region)
 {
 	region->claims++;

@@ -87,22 +87,15 @@ def run(
         text = seen.decode(errors="replace") if isinstance(seen, bytes) else seen
         return Outcome(None, f"{text}\nout of time: {limit_s:.0f} s")
     finally:
-        end_group(process)
+        kill_group(process)
 
 
-def end_group(process: subprocess.Popen[str]) -> None:
-    """End what is left of a command. Meson is asked first: its tests have groups of their own."""
-    for sign, patience_s in ((signal.SIGTERM, 10.0), (signal.SIGKILL, None)):
-        if sign == signal.SIGTERM and process.poll() is not None:
-            continue
-        try:
-            os.killpg(process.pid, sign)
-        except (ProcessLookupError, PermissionError):
-            pass  # nobody left
-        try:
-            process.wait(patience_s)
-        except subprocess.TimeoutExpired:
-            pass  # it does not listen
+def kill_group(process: subprocess.Popen[str]) -> None:
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except (ProcessLookupError, PermissionError):
+        pass  # nobody left
+    process.wait()
 
 
 @contextmanager

@@ -3,9 +3,6 @@
 The floors are handlers of ours with nothing in them (native/bench/floor.h): pinned ones as our pager has
 them, the one unpinned polling thread that most programs have, and the SIGBUS handler that our in-thread mode
 is held against.
-
-The unpinned handler is slow because the scheduler gives it an idle CPU, which has to be woken. Where other
-work keeps all CPUs busy it stays beside the faulting thread, and is as fast as a pinned one.
 """
 
 from __future__ import annotations
@@ -52,7 +49,7 @@ def run(options: BenchOptions) -> BenchReport:
         measured = _measure(source, threads, options)
         results |= {name + suffix: value for name, value in measured.items()}
         ratios |= {name + suffix: value for name, value in _ratios(measured).items()}
-    return BenchReport("fault", results, ratios, TARGETS, options.machine)
+    return BenchReport("fault", results, ratios, TARGETS)
 
 
 def _measure(source: Words, threads: int, options: BenchOptions) -> dict[str, float]:

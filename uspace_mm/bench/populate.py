@@ -72,7 +72,7 @@ def run(options: BenchOptions) -> BenchReport:
         ratios["huge_bytes_vs_filled"] = min(huge_bytes) / size
     else:
         options.progress("populate: no transparent huge pages of 2 MiB here, so units of 2 MiB are left out")
-    return BenchReport("populate", results, ratios, TARGETS, options.machine)
+    return BenchReport("populate", results, ratios, TARGETS)
 
 
 def _best_batch(source: Words, options: BenchOptions) -> int:

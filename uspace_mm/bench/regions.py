@@ -46,7 +46,7 @@ def run(options: BenchOptions) -> BenchReport:
     }
     one, some, many = (results[f"regions_{count}_p50_ns"] for count in counts)
     ratios = {"many_vs_one_p50": many / one, "thousand_vs_one_p50": some / one}
-    return BenchReport("regions", results, ratios, TARGETS, options.machine)
+    return BenchReport("regions", results, ratios, TARGETS)
 
 
 def _require_mappings(regions: int) -> None:

@@ -44,8 +44,6 @@ class BenchOptions:
     rounds: int | None = None
     #: Called with a line for people before each step.
     progress: Callable[[str], None] = field(default=_ignore)
-    #: Described before the run, so that the load in it is that of others.
-    machine: dict[str, Any] = field(default_factory=describe_machine)
 
     def rounds_or(self, default: int) -> int:
         """The number of rounds to run: the user's, or one when quick, or `default`."""
@@ -71,7 +69,7 @@ class BenchReport:
     results: dict[str, float]
     ratios: dict[str, float]
     targets: Mapping[str, Target]
-    machine: dict[str, Any]
+    machine: dict[str, Any] = field(default_factory=describe_machine)
 
     def missed(self) -> list[str]:
         """Ratios that miss their target, and targets whose ratio could not be measured."""
@@ -102,11 +100,6 @@ class BenchReport:
                 verdict = "missed" if name in self.missed() else "met"
                 line += f"  target {str(target):<8}  {verdict if name in self.ratios else 'not measured'}"
             lines.append(line)
-        if self.machine["load_1min"] > self.machine["cpus"] / 2:
-            lines += [
-                "",
-                "  Others used the CPUs before this run: its ratios are not those of an idle machine.",
-            ]
         return "\n".join(lines)
 
     def _machine_line(self) -> str:
