@@ -102,6 +102,7 @@ static bool copy_one(struct umm_region *region, uint64_t unit)
 		region->counters.evict_failed++;
 		uf->counters.evict_failed++;
 		region->write_error = err;
+		pager->evict_refused = true;
 		give_up(region, unit);
 	}
 	/* Not COPYING any more: it was written, removed or unmapped, and is not ours to take away. */

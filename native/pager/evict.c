@@ -307,11 +307,12 @@ static bool any_lost(struct umm_pager *pager)
 }
 
 /* Units that left their regions. *deferred: none, as an event of the user's is under way. */
-static uint64_t evict_round(struct umm_pager *pager, struct picked *batch, uint64_t excess, bool *deferred)
+static uint64_t evict_round(
+        struct umm_pager *pager, struct picked *batch, uint64_t excess, bool *deferred, bool *refused)
 {
 	uint64_t went = 0;
 	pthread_mutex_lock(&pager->evict_lock);
-	pager->evict_deferred = false;
+	pager->evict_deferred = pager->evict_refused = false;
 	for (uint32_t i = 0; i < pager->n_ufs; i++) {
 		uint64_t area = pager->staging.area_bytes;
 		uint32_t n = pick(&pager->ufs[i], batch, excess < area ? excess : area);
@@ -319,6 +320,7 @@ static uint64_t evict_round(struct umm_pager *pager, struct picked *batch, uint6
 			went += evict_batch(&pager->ufs[i], batch, n);
 	}
 	*deferred = !went && pager->evict_deferred;
+	*refused = pager->evict_refused;
 	pthread_mutex_unlock(&pager->evict_lock);
 	return went;
 }
@@ -343,6 +345,7 @@ static void *evictor_main(void *argument)
 		pthread_mutex_unlock(&pager->evict_wake_lock);
 		atomic_exchange(&pager->evict_wanted, false); /* sees what its wakers did before */
 		uint64_t fruitless = 0;
+		bool refused = false;
 		while (atomic_load(&pager->budget)) {
 			uint64_t resident = atomic_load(&pager->resident), low = low_mark(pager);
 			if (resident <= low)
@@ -350,7 +353,7 @@ static void *evictor_main(void *argument)
 			if (any_lost(pager))
 				rebuild_queues(pager);
 			bool deferred;
-			if (evict_round(pager, batch, resident - low, &deferred)) {
+			if (evict_round(pager, batch, resident - low, &deferred, &refused)) {
 				fruitless = 0;
 			} else if (deferred) {
 				nanosleep(&(struct timespec){.tv_nsec = event_ns}, NULL);
@@ -358,10 +361,12 @@ static void *evictor_main(void *argument)
 				break;
 			}
 		}
-		atomic_store(&pager->evict_stuck, fruitless != 0);
+		/* Units that are written all the time come back as they are copied: that is no reason to let
+		 * more in. A store that refuses is: putting faults off would not help it. */
+		atomic_store(&pager->evict_stuck, fruitless && refused);
 		if (fruitless) {
 			/* Not a reason to spin. */
-			nanosleep(&(struct timespec){.tv_nsec = back_off_ns}, NULL);
+			nanosleep(&(struct timespec){.tv_nsec = refused ? back_off_ns : event_ns}, NULL);
 		}
 		pthread_mutex_lock(&pager->evict_wake_lock);
 	}

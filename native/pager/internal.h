@@ -269,7 +269,8 @@ struct umm_pager {
 	pthread_cond_t evict_wake;
 	_Atomic bool evict_wanted;
 	bool evict_deferred;      /* under evict_lock: some unit answered EAGAIN */
-	_Atomic bool evict_stuck; /* nothing could go lately: a store that refuses, pinned pages */
+	bool evict_refused;       /* under evict_lock: some unit could not be written */
+	_Atomic bool evict_stuck; /* nothing could go lately, as stores refused */
 	bool evict_stop;
 	pthread_t evictor;
 	uint8_t *evict_buffer;

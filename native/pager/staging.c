@@ -138,6 +138,7 @@ static void put_back(struct umm_pager *pager, struct staged *entry)
 	region->counters.evict_failed++;
 	region->uf->counters.evict_failed++;
 	region->write_error = entry->error;
+	pager->evict_refused = true;
 	pthread_mutex_unlock(&region->uf->lock);
 }
 
