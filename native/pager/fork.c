@@ -103,11 +103,12 @@ static void lock_all(void)
 	for (struct umm_pager *pager = pagers; pager; pager = pager->next) {
 		pthread_mutex_lock(&pager->regions_lock);
 		pthread_mutex_lock(&pager->evict_lock);
-		pthread_mutex_lock(&pager->evict_wake_lock);
 		for (uint32_t i = 0; i < pager->n_ufs; i++) {
 			pthread_mutex_lock(&pager->ufs[i].lock);
 			drain(&pager->ufs[i]);
 		}
+		/* Last: handlers take them with their uf locked. */
+		pthread_mutex_lock(&pager->evict_wake_lock);
 		pthread_mutex_lock(&pager->worker.lock);
 	}
 }
