@@ -140,7 +140,7 @@ int bring_in(struct umm_region *region, uint64_t first, uint64_t count, bool pre
 		} else if (unit_state(region, unit) == UNIT_MISSING) {
 			if (region->store->ops->request && !unit_flag(region, unit, UNIT_SPILLED)) {
 				unit_set(region, unit, UNIT_FETCHING, 0);
-				n = request_unit(region, unit);
+				n = request_unit(region, unit, NULL);
 				if (n < 0)
 					unit_set(region, unit, UNIT_MISSING, 0);
 				else
@@ -240,6 +240,16 @@ static uint64_t run_of_deliverable(struct umm_region *region, uint64_t first, ui
 	return n;
 }
 
+static void answered(struct umm_region *region, uint64_t unit, uint64_t delivered_ns)
+{
+	struct times times;
+	if (request_times(region, unit, &times)) {
+		times.fetched = delivered_ns;
+		record_latency(region, &times);
+	}
+	request_done(region, unit);
+}
+
 int umm_region_deliver(
         struct umm_region *region, uint64_t offset, uint64_t len, const void *data, uint64_t *installed)
 {
@@ -247,6 +257,7 @@ int umm_region_deliver(
 	if (check_range(region, offset, len) || offset % region->unit || len % region->unit)
 		return -EINVAL;
 	uint64_t first = offset / region->unit, count = len / region->unit, new_units = 0;
+	uint64_t delivered_ns = umm_now_ns();
 	const uint8_t *bytes = data;
 	int err = 0;
 	sigset_t saved;
@@ -275,7 +286,7 @@ int umm_region_deliver(
 				const uint8_t *at = bytes ? (const uint8_t *)part + k * region->unit
 				                          : region->pager->zeros;
 				if (unit_state(region, unit + k) == UNIT_FETCHING)
-					request_done(region, unit + k);
+					answered(region, unit + k, delivered_ns);
 				note_stored(
 				        region, unit + k, region->hashes ? hash_bytes(at, region->unit) : 0);
 				mark_present(region, unit + k, false);
@@ -285,11 +296,15 @@ int umm_region_deliver(
 			continue;
 		}
 		if (state == UNIT_FETCHING && region->store->ops->request) {
-			request_done(region, unit);
 			const void *at = part ? part : region->pager->zeros;
 			uint64_t hash = region->hashes ? hash_bytes(at, region->unit) : 0;
 			int one = finish_claim(region, unit, part, 0, hash, false);
-			new_units += one == 0;
+			if (one == 0) {
+				new_units++;
+				answered(region, unit, delivered_ns);
+			} else {
+				request_done(region, unit);
+			}
 		}
 		i++;
 	}

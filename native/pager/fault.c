@@ -10,7 +10,7 @@
 
 static const uint64_t admit_every_ns = 2000000;
 
-static void record(struct umm_region *region, const struct times *times)
+void record_latency(struct umm_region *region, const struct times *times)
 {
 	struct umm_uf *uf = region->uf;
 	uint64_t done = umm_now_ns();
@@ -159,14 +159,14 @@ static void serve_missing(struct umm_region *region, uint64_t unit, uint64_t add
 		else
 			COUNT(region, faults_missing, 1);
 		COUNT(region, bytes_fetched, zeros ? 0 : region->unit);
-		record(region, times);
+		record_latency(region, times);
 		return;
 	}
 	if (store->ops->request && !(word & UNIT_SPILLED)) {
 		unit_set(region, unit, UNIT_FETCHING, 0);
 		unit_mark(region, unit, UNIT_WANTED);
 		COUNT(region, faults_missing, 1);
-		int err = request_unit(region, unit);
+		int err = request_unit(region, unit, times);
 		if (err == -EAGAIN) {
 			unit_set(region, unit, UNIT_MISSING, 0);
 			defer_unit(region, unit);
@@ -198,7 +198,7 @@ static void serve_missing(struct umm_region *region, uint64_t unit, uint64_t add
 	} else if (!err) {
 		COUNT(region, faults_missing, 1);
 		COUNT(region, bytes_fetched, region->unit);
-		record(region, times);
+		record_latency(region, times);
 	}
 	claim_end(region);
 }
@@ -214,7 +214,7 @@ static void serve_hole(
 	}
 	zeroed_clear_at(region, address);
 	COUNT(region, faults_zero, 1);
-	record(region, times);
+	record_latency(region, times);
 }
 
 static void serve_removed(
@@ -240,7 +240,7 @@ static void serve_removed(
 	unit_set_present(region, unit);
 	zeroed_clear_at(region, address);
 	COUNT(region, faults_zero, 1);
-	record(region, times);
+	record_latency(region, times);
 }
 
 static void serve_staged(struct umm_region *region, uint64_t unit, struct times *times)
@@ -259,7 +259,7 @@ static void serve_staged(struct umm_region *region, uint64_t unit, struct times 
 	unit_unmark(region, unit, UNIT_PREFETCHED);
 	unit_set_present(region, unit);
 	COUNT(region, faults_rescued, 1);
-	record(region, times);
+	record_latency(region, times);
 }
 
 static void serve_write_protected(struct umm_region *region, uint64_t unit, uint64_t address)

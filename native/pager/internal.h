@@ -148,9 +148,15 @@ struct fifo {
 	bool lost;                     /* an entry did not fit: rebuild from the regions */
 };
 
+/* When a fault went from one part of its service to the next; nanoseconds. */
+struct times {
+	uint64_t arrived, claimed, fetched;
+};
+
 struct request {
 	struct umm_region *region;
 	uint64_t unit, deadline_ns;
+	struct times times; /* of the fault that asked; arrived 0: none did */
 	uint32_t tries;
 	bool unsent;
 };
@@ -400,11 +406,10 @@ bool equals_stored(struct umm_region *region, uint64_t unit, uint32_t word, cons
 
 /* -- fault.c -------------------------------------------------------------------------------- */
 
-struct times {
-	uint64_t arrived, claimed, fetched;
-};
 /* Serve a fault. Called with the uf's lock, returns with it; drops it while a store is read. */
 void serve_fault(struct umm_uf *uf, uint64_t address, uint64_t flags, uint8_t *buffer, struct times *times);
+/* The fault has been served: its latency goes into the histograms. */
+void record_latency(struct umm_region *region, const struct times *times);
 /* End of a claim: install, or give up. Lock held. `data` NULL: zeros. */
 int finish_claim(struct umm_region *region, uint64_t unit, const void *data, int error, uint64_t hash,
         bool prefetched);
@@ -442,7 +447,10 @@ void worker_join(struct umm_pager *pager);
 int bring_in(struct umm_region *region, uint64_t first, uint64_t count, bool prefetched, uint64_t slice,
         uint8_t *buffer);
 /* Lock held. */
-int request_unit(struct umm_region *region, uint64_t unit);
+/* times: of the demand fault that asks, NULL for others. */
+int request_unit(struct umm_region *region, uint64_t unit, const struct times *times);
+/* The answer is there: the times of the fault that asked for it, if one did. */
+bool request_times(struct umm_region *region, uint64_t unit, struct times *ret);
 /* A try failed. True when the store was asked again. Lock held. */
 bool request_again(struct umm_region *region, uint64_t unit);
 void request_done(struct umm_region *region, uint64_t unit);

@@ -75,7 +75,7 @@ static int read_missing(struct umm_region *region, uint64_t unit, uint8_t *buffe
 	if (region->store->ops->request && !(word & UNIT_SPILLED)) {
 		/* Brought in by the answer; looked at again then. */
 		unit_set(region, unit, UNIT_FETCHING, 0);
-		int err = request_unit(region, unit);
+		int err = request_unit(region, unit, NULL);
 		if (err)
 			unit_set(region, unit, UNIT_MISSING, 0);
 		return err && err != -EAGAIN ? err : -EAGAIN;

@@ -29,22 +29,36 @@ static int send(struct umm_region *region, uint64_t unit, struct request *reques
 	return err;
 }
 
-int request_unit(struct umm_region *region, uint64_t unit)
+int request_unit(struct umm_region *region, uint64_t unit, const struct times *times)
 {
 	struct umm_uf *uf = region->uf;
 	struct umm_store *store = region->store;
-	if (store->timeout_ms || store->retries) {
-		struct request *request = find_request(uf, region, unit);
-		if (!request) {
-			if (uf->n_requests == MAX_REQUESTS)
-				return -EAGAIN;
+	struct request *request = NULL;
+	bool needed = store->timeout_ms || store->retries;
+	if (needed || times) {
+		request = find_request(uf, region, unit);
+		if (!request && uf->n_requests < MAX_REQUESTS) {
 			request = &uf->requests[uf->n_requests++];
 			*request = (struct request){.region = region, .unit = unit};
+			if (times)
+				request->times = *times;
 		}
+		if (!request && needed)
+			return -EAGAIN;
+	}
+	if (request)
 		request->deadline_ns =
 		        store->timeout_ms ? umm_now_ns() + store->timeout_ms * ns_per_ms : UINT64_MAX;
-	}
-	return send(region, unit, find_request(uf, region, unit));
+	return send(region, unit, request);
+}
+
+bool request_times(struct umm_region *region, uint64_t unit, struct times *ret)
+{
+	struct request *request = find_request(region->uf, region, unit);
+	if (!request || !request->times.arrived)
+		return false;
+	*ret = request->times;
+	return true;
 }
 
 void request_done(struct umm_region *region, uint64_t unit)
@@ -58,7 +72,7 @@ void request_done(struct umm_region *region, uint64_t unit)
 bool request_again(struct umm_region *region, uint64_t unit)
 {
 	struct request *request = find_request(region->uf, region, unit);
-	return request && request->tries++ < region->store->retries && request_unit(region, unit) == 0;
+	return request && request->tries++ < region->store->retries && request_unit(region, unit, NULL) == 0;
 }
 
 uint64_t requests_expire(struct umm_uf *uf, uint64_t now)
