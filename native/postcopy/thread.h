@@ -19,10 +19,8 @@ static inline int umm_thread_start(pthread_t *thread, void *(*run)(void *), void
 	return -error;
 }
 
-/* For the calling thread alone: Linux keeps the nice value per thread (setpriority(2)). With the stream at
- * the same priority, the 99th percentile of the faults was five milliseconds on two busy CPUs. Half the
- * weight is enough for that; with a tenth of it (10) the stream starved on a host that had other things to
- * do. */
+/* For the calling thread alone: Linux keeps the nice value per thread (setpriority(2)). Half the weight of the
+ * threads that serve faults, not less: the stream must arrive on a busy host, too. */
 static inline void umm_thread_give_way(void)
 {
 	(void)setpriority(PRIO_PROCESS, (id_t)syscall(SYS_gettid), 3);
