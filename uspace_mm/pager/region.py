@@ -158,11 +158,19 @@ class Region:
             )
         if self.store.mode is Mode.WRITEBACK:
             self.flush()
-        error = lib.umm_region_close(self._handle)
+        # From here on no thread gets an array any more; one may have come during the flush.
+        handle, self._handle = self._handle, None
+        if handle is None:
+            return
+        if self._holders():
+            self._handle = handle
+            raise RegionBusy(f"region at {self.address:#x} cannot be unmapped: an array of it was just made")
+        error = lib.umm_region_close(handle)
+        if error:
+            self._handle = handle
         if error == -errno.EBUSY:
             raise RegionBusy(f"region at {self.address:#x} is the store of another region; close that first")
         self._check(error, "unmap", 0, self.size)
-        self._handle = None
         self.pager._forget(self)
         self.store.region_closed()
 
