@@ -19,8 +19,8 @@ static inline int umm_thread_start(pthread_t *thread, void *(*run)(void *), void
 	return -error;
 }
 
-/* For the calling thread alone: Linux keeps the nice value per thread (setpriority(2)). Half the weight of the
- * threads that serve faults, not less: the stream must arrive on a busy host, too. */
+/* For the calling thread alone: Linux keeps the nice value per thread (setpriority(2)). Half the weight of
+ * the threads that serve faults, not less: the stream must arrive on a busy host, too. */
 static inline void umm_thread_give_way(void)
 {
 	(void)setpriority(PRIO_PROCESS, (id_t)syscall(SYS_gettid), 3);
