@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from uspace_mm.pager.pager import Pager
 
 _ADVICE = {"normal": 0, "sequential": 1, "random": 2}
+_POPULATE_SLICE = 64 << 20
 
 
 class Region:
@@ -112,9 +113,16 @@ class Region:
         self._check(lib.umm_region_prefetch(self.handle, offset, length), "prefetch", offset, length)
 
     def populate(self, start: int = 0, stop: int | None = None) -> None:
-        """Bring a range in now. KernelError when the store fails for a unit of it."""
-        offset, length = self._range(start, stop)
-        self._check(lib.umm_region_populate(self.handle, offset, length), "populate", offset, length)
+        """Bring a range in now. KernelError when the store fails for a unit of it.
+
+        Signal handlers of Python run between slices of 64 MiB, so Ctrl-C ends it there.
+        """
+        offset, left = self._range(start, stop)
+        while left:
+            # Up to a boundary: no unit or huge page is asked for twice.
+            length = min(left, _POPULATE_SLICE - offset % _POPULATE_SLICE)
+            self._check(lib.umm_region_populate(self.handle, offset, length), "populate", offset, length)
+            offset, left = offset + length, left - length
 
     def evict(self, start: int = 0, stop: int | None = None) -> None:
         """Push a range out: modified units to the store (or the spill), the others just away."""
