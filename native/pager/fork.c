@@ -107,6 +107,11 @@ static void lock_all(void)
 			pthread_mutex_lock(&pager->ufs[i].lock);
 			drain(&pager->ufs[i]);
 		}
+		/* Here, not in the child, which may run only after a flush of ours. A child's own children
+		 * have the snapshot that it has. */
+		for (struct umm_region *region = pager->regions; region; region = region->next)
+			if (region->flush_epoch && !region->in_child)
+				region->child_epoch = atomic_load(region->flush_epoch);
 		/* Last: handlers take them with their uf locked. */
 		pthread_mutex_lock(&pager->evict_wake_lock);
 		pthread_mutex_lock(&pager->worker.lock);
@@ -156,8 +161,6 @@ static void adopt_region(struct umm_region *region, bool served)
 	struct umm_uf *uf = region->uf;
 	region->claims = 0;
 	region->in_child = true;
-	if (region->flush_epoch)
-		region->child_epoch = atomic_load(region->flush_epoch);
 	for (uint64_t unit = 0; unit < region->n_units; unit++) {
 		/* Claims of the parent's threads: nobody here will end them. */
 		int state = unit_state(region, unit);
