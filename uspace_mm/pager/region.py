@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import gc
 import math
+import os
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
@@ -36,6 +37,7 @@ class Region:
         self.store = store
         self.size = size
         self._handle = handle
+        self._calls: list[int] = []
         store.users += 1
         self.address = int(lib.umm_region_address(handle))
         self.unit = int(lib.umm_region_unit(handle))
@@ -107,10 +109,19 @@ class Region:
             address = None if offset is None else self.address + offset
             raise KernelError(what, error, address=address, length=length)
 
+    def _call(self, function: Any, *arguments: Any) -> int:
+        # Noted before the handle is read: close() in another thread either sees the call or hides the handle.
+        # By process: a forked child inherits the notes, not the threads.
+        self._calls.append(os.getpid())
+        try:
+            return int(function(self.handle, *arguments))
+        finally:
+            self._calls.pop()
+
     def prefetch(self, start: int = 0, stop: int | None = None) -> None:
         """Have a range brought in, in the background; demand faults go first."""
         offset, length = self._range(start, stop)
-        self._check(lib.umm_region_prefetch(self.handle, offset, length), "prefetch", offset, length)
+        self._check(self._call(lib.umm_region_prefetch, offset, length), "prefetch", offset, length)
 
     def populate(self, start: int = 0, stop: int | None = None) -> None:
         """Bring a range in now. KernelError when the store fails for a unit of it.
@@ -121,31 +132,31 @@ class Region:
         while left:
             # Up to a boundary: no unit or huge page is asked for twice.
             length = min(left, _POPULATE_SLICE - offset % _POPULATE_SLICE)
-            self._check(lib.umm_region_populate(self.handle, offset, length), "populate", offset, length)
+            self._check(self._call(lib.umm_region_populate, offset, length), "populate", offset, length)
             offset, left = offset + length, left - length
 
     def evict(self, start: int = 0, stop: int | None = None) -> None:
         """Push a range out: modified units to the store (or the spill), the others just away."""
         offset, length = self._range(start, stop)
-        self._check(lib.umm_region_evict(self.handle, offset, length), "evict", offset, length)
+        self._check(self._call(lib.umm_region_evict, offset, length), "evict", offset, length)
 
     def advise(self, advice: Literal["normal", "sequential", "random"]) -> None:
         """How the region will be used: ``random`` turns prefetching off."""
         if advice not in _ADVICE:
             raise InputError(f"advice {advice!r}: expected one of {', '.join(_ADVICE)}")
-        self._check(lib.umm_region_advise(self.handle, _ADVICE[advice]), "advise")
+        self._check(self._call(lib.umm_region_advise, _ADVICE[advice]), "advise")
 
     def flush(self) -> None:
         """Write every modified unit to a WRITEBACK store, and the store to its disk.
 
         When the store refuses (a full disk), KernelError; nothing is dropped, and a later flush tries again.
         """
-        self._check(lib.umm_region_flush(self.handle), "write back to the store", 0, self.size)
+        self._check(self._call(lib.umm_region_flush), "write back to the store", 0, self.size)
 
     def stats(self) -> Statistics:
         """A snapshot of this region's statistics."""
         native = ffi.new("struct umm_pager_stats *")
-        self._check(lib.umm_region_stats(self.handle, native), "read statistics")
+        self._check(self._call(lib.umm_region_stats, native), "read statistics")
         return statistics_of(native)
 
     def _holders(self) -> int:
@@ -170,9 +181,9 @@ class Region:
         handle, self._handle = self._handle, None
         if handle is None:
             return
-        if self._holders():
+        if self._holders() or os.getpid() in self._calls:
             self._handle = handle
-            raise RegionBusy(f"region at {self.address:#x} cannot be unmapped: an array of it was just made")
+            raise RegionBusy(f"region at {self.address:#x} cannot be unmapped: another thread is using it")
         error = lib.umm_region_close(handle)
         if error:
             self._handle = handle
