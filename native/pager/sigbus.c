@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include "common/clock.h"
+#include "kernel/pagemap.h"
 #include "pager/lock.h"
 
 static struct sigaction previous;
@@ -88,6 +89,17 @@ static bool fill_lost(struct umm_region *region, uint64_t unit, uint64_t offset,
 	return note_filled(region, unit, offset, address, error);
 }
 
+/* The signal does not say whether a page is missing or write-protected (by an eviction by copying). What is
+ * there can only have been a write to the latter; lifting it once too often does no harm. */
+static uint64_t kind_of_fault(struct umm_pager *pager, int state, uint64_t address)
+{
+	uint64_t entry = 0;
+	if (!pager->has_wp || (state != UNIT_PRESENT && state != UNIT_LEAVING && state != UNIT_COPYING))
+		return 0;
+	umm_pagemap_read(pager->pagemap_fd, address & ~(pager->page - 1), 1, pager->page, &entry);
+	return entry & (UMM_PAGEMAP_PRESENT | UMM_PAGEMAP_SWAP) ? UMM_UFFD_FAULT_WP : 0;
+}
+
 /* True when the access can be repeated. Lock held. */
 static bool resolve(struct umm_uf *uf, uint64_t address)
 {
@@ -102,7 +114,7 @@ static bool resolve(struct umm_uf *uf, uint64_t address)
 		return state == UNIT_FILLED || state == UNIT_REMOVED || state == UNIT_MISSING ||
 		       state == UNIT_FETCHING;
 	struct times times = {.arrived = umm_now_ns()};
-	serve_fault(uf, address, 0, uf->handlers[0].buffer, &times);
+	serve_fault(uf, address, kind_of_fault(uf->pager, state, address), uf->handlers[0].buffer, &times);
 	uf->n_deferred = 0; /* nobody waits: the access is repeated */
 	if (unit_state(region, unit) == UNIT_POISONED)
 		return guard.depth && fill_lost(region, unit, offset, address);

@@ -115,11 +115,8 @@ print("ok")
     succeeds(script, disk)
 
 
-@pytest.mark.parametrize(
-    "move, in_thread",
-    [("True", "False"), ("True", "True"), ("False", "False")],
-    ids=["move", "move in thread", "copy"],
-)
+@pytest.mark.parametrize("in_thread", ["False", "True"], ids=["handlers", "in thread"])
+@pytest.mark.parametrize("move", ["True", "False"], ids=["move", "copy"])
 def test_a_full_spill_directory_keeps_everything_resident(disk: Path, move: str, in_thread: str) -> None:
     script = f"""
 mount("1M")
