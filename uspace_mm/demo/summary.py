@@ -60,10 +60,15 @@ def rows(result: dict[str, Any], frequent: list[tuple[str, int]]) -> list[tuple[
 
 
 def print_summary(result: dict[str, Any], frequent: list[tuple[str, int]]) -> None:
-    """Print the summary to stdout."""
+    """Print the summary to stdout: wrapped to a terminal, in whole lines to a pipe."""
+    console = Console()
+    if not console.is_terminal:
+        for name, value in rows(result, frequent):
+            print(f"{name:<20}{value}")
+        return
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in rows(result, frequent):
         table.add_row(name, value)
-    Console().print(table)
+    console.print(table)
