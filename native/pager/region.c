@@ -40,9 +40,17 @@ static void *map_region(struct umm_pager *pager, const struct umm_region_options
 {
 	if (!options->hugetlb)
 		return map_anonymous(mapped, options->unit < pager->page ? pager->page : options->unit);
-	int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_HUGETLB |
+	/* Huge pages are reserved: with an empty pool COPY says ENOMEM for ever, and who touched the page
+	 * would wait. Under a budget as many as it lets in must be there now, and others may take them. */
+	int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB |
 	            (__builtin_ctzll(options->hugetlb) << MAP_HUGE_SHIFT);
-	void *p = mmap(NULL, mapped, PROT_READ | PROT_WRITE, flags, -1, 0);
+	uint64_t budget = atomic_load(&pager->budget) & ~(options->hugetlb - 1);
+	uint64_t reserved = budget && budget < mapped ? budget : mapped;
+	void *p = mmap(NULL, reserved, PROT_READ | PROT_WRITE, flags, -1, 0);
+	if (p != MAP_FAILED && reserved < mapped) {
+		munmap(p, reserved);
+		p = mmap(NULL, mapped, PROT_READ | PROT_WRITE, flags | MAP_NORESERVE, -1, 0);
+	}
 	return p == MAP_FAILED ? NULL : p;
 }
 

@@ -173,11 +173,11 @@ def test_a_failed_call_loses_its_unit_and_no_other(module: Any, name: str, error
 
 
 def test_a_call_that_fails_once_is_tried_again(module: Any) -> None:
-    with Pager() as pager, FunctionStore(module.raises_once, SIZE, retries=1) as store:
-        with pager.map(store) as region:
-            assert bytes(region.view()) == EXPECTED.tobytes()
-            counters = region.stats().counters
-            assert (counters.pages_lost, counters.store_errors) == (0, PAGES + 1)
+    store = FunctionStore(module.raises_once, SIZE, retries=1)
+    with Pager() as pager, store, pager.map(store) as region:
+        assert bytes(region.view()) == EXPECTED.tobytes()
+        counters = region.stats().counters
+        assert (counters.pages_lost, counters.store_errors) == (0, PAGES + 1)
 
 
 def test_populate_says_which_error(module: Any) -> None:
@@ -202,20 +202,20 @@ def test_when_the_worker_is_killed_what_was_not_fetched_is_lost(module: Any) -> 
 
 
 def test_a_worker_that_is_killed_in_a_call_leaves_nobody_waiting(module: Any) -> None:
-    with Pager() as pager, FunctionStore(module.hangs, SIZE, timeout_s=600) as store:
-        with pager.map(store) as region:
-            array = region.array()
-            killer = os.fork()
-            if killer == 0:
-                while not module.CALLS.exists():
-                    os.sched_yield()
-                os.kill(store.worker_pid, signal.SIGKILL)
-                os._exit(0)
-            with pytest.raises(PageLost) as caught, guard():
-                assert (array[3 * PAGE : 4 * PAGE] == FILL).all()
-            assert caught.value.errno == errno.EPIPE
-            os.waitpid(killer, 0)
-            del array
+    store = FunctionStore(module.hangs, SIZE, timeout_s=600)
+    with Pager() as pager, store, pager.map(store) as region:
+        array = region.array()
+        killer = os.fork()
+        if killer == 0:
+            while not module.CALLS.exists():
+                os.sched_yield()
+            os.kill(store.worker_pid, signal.SIGKILL)
+            os._exit(0)
+        with pytest.raises(PageLost) as caught, guard():
+            assert (array[3 * PAGE : 4 * PAGE] == FILL).all()
+        assert caught.value.errno == errno.EPIPE
+        os.waitpid(killer, 0)
+        del array
 
 
 def test_functions_that_cannot_be(module: Any) -> None:
