@@ -158,20 +158,6 @@ def test_hugetlb_regions_hold_what_the_store_holds(options: dict[str, bool]) -> 
             del array
 
 
-def test_a_budget_makes_a_small_pool_do() -> None:
-    with pool(12) as huge:
-        expected = some_bytes(16 * huge)
-        source = expected.copy()
-        with Pager(8 * huge) as pager, pager.map(MemoryStore(source), hugetlb=huge) as region:
-            array = region.array()
-            for _ in range(2):
-                array[5::65537] ^= 0xFF
-                expected[5::65537] ^= 0xFF
-                assert (array == expected).all()
-            assert region.stats().counters.resident_peak_bytes <= 8 * huge
-            del array
-
-
 @pytest.mark.parametrize("budget", [None, "64M"])
 def test_an_empty_pool_is_an_error_not_a_hang(budget: Any) -> None:
     with pool(0) as huge, Pager(budget) as pager:
