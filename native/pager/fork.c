@@ -76,7 +76,7 @@ int umm_range_in_region(uint64_t address, uint64_t len)
 
 /* The child's mappings are as they are now, so the extents must be, too: events that nobody has read yet are
  * applied. The faults in front of them are taken again after the fork. */
-static void drain(struct umm_uf *uf)
+void uf_drain(struct umm_uf *uf)
 {
 	struct umm_uffd_msg msg;
 	while (umm_uffd_read(uf->fd, &msg) == 0) {
@@ -105,7 +105,7 @@ static void lock_all(void)
 		pthread_mutex_lock(&pager->evict_lock);
 		for (uint32_t i = 0; i < pager->n_ufs; i++) {
 			pthread_mutex_lock(&pager->ufs[i].lock);
-			drain(&pager->ufs[i]);
+			uf_drain(&pager->ufs[i]);
 		}
 		/* Here, not in the child, which may run only after a flush of ours. A child's own children
 		 * have the snapshot that it has. */

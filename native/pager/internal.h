@@ -461,6 +461,8 @@ uint64_t requests_expire(struct umm_uf *uf, uint64_t now);
 
 int region_register(struct umm_region *region, uint64_t start, uint64_t len);
 int uf_open(struct umm_pager *pager, struct umm_uf *uf);
+/* Apply the events that nobody has read yet; faults in front of them are deferred. Lock held. */
+void uf_drain(struct umm_uf *uf);
 int pager_listed(struct umm_pager *pager);
 void pager_unlisted(struct umm_pager *pager);
 /* -- poison.c: what poison_unit does on kernels without UFFDIO_POISON -- */

@@ -270,6 +270,9 @@ static bool take_down(struct umm_region *region)
 	struct range pieces[AT_A_TIME];
 	uint32_t n = 0;
 	pthread_mutex_lock(&uf->lock);
+	/* What the user unmapped is not ours to unmap again: somebody else may be there by now. */
+	uf_drain(uf);
+	wake_deferred(uf);
 	struct extent *home = extents_find(uf, region->base);
 	uint64_t from = home && home->region == region ? (uint64_t)(home - uf->extents) : 0;
 	for (uint64_t i = from; i < uf->n_extents && region->n_extents && n < AT_A_TIME;) {
