@@ -255,3 +255,23 @@ print("ok")
         assert done.returncode in (-signal.SIGKILL, -signal.SIGBUS, 9), done.stdout + done.stderr
     else:
         assert (done.returncode, done.stdout.strip()) == (0, "ok"), done.stdout + done.stderr
+
+
+def test_a_region_that_was_forgotten_keeps_its_store(tmp_path: Path) -> None:
+    script = """
+import gc
+SIZE = 8 << 20
+
+def forgotten(**options):
+    words = np.full(SIZE // 8, 7, np.uint64)
+    return Pager("2M", **options).map(MemoryStore(words)).array(np.uint64)
+
+arrays = [forgotten(in_thread=in_thread, move=move) for in_thread in (0, 1) for move in (0, 1)]
+gc.collect()
+for array in arrays:
+    assert (array == 7).all()
+    array[:] = 5
+    assert (array == 5).all()
+print("ok")  # and the evictors are at work as the interpreter ends
+"""
+    succeeds(script, tmp_path, namespace=False)

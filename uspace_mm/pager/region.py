@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import gc
 import math
@@ -39,6 +40,9 @@ class Region:
         self._handle = handle
         self._calls: list[int] = []
         store.users += 1
+        # The native region reads the store's memory until it is closed: also when this object is forgotten,
+        # and while the interpreter takes everything down at its end.
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(store))
         self.address = int(lib.umm_region_address(handle))
         self.unit = int(lib.umm_region_unit(handle))
         self._buffer = ffi.buffer(ffi.cast("char *", self.address), size)
@@ -192,6 +196,7 @@ class Region:
         self._check(error, "unmap", 0, self.size)
         self.pager._forget(self)
         self.store.region_closed()
+        ctypes.pythonapi.Py_DecRef(ctypes.py_object(self.store))
 
     def __enter__(self) -> Region:
         return self
