@@ -52,7 +52,10 @@ static int copy_range(struct umm_uf *uf, uint64_t dst, const uint8_t *src, uint6
 		case UMM_OUTCOME_PARTIAL:
 			break; /* the next call says why */
 		case UMM_OUTCOME_ALREADY_THERE:
-			/* Never a marker: COPY heals those. */
+			/* Never a marker: COPY heals those. But an empty pool of huge pages is EEXIST too,
+			 * where a page table is there (hugetlb_mfill_atomic_pte()). */
+			if (granule != uf->pager->page && !page_present(uf->pager, dst + done))
+				return -ENOMEM;
 			done += granule;
 			skipped = true;
 			break;
