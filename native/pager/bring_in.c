@@ -190,6 +190,8 @@ static int wait_for_answers(struct umm_region *region, uint64_t first, uint64_t 
 
 int umm_region_populate(struct umm_region *region, uint64_t offset, uint64_t len)
 {
+	if (region->unserved)
+		return -ENODEV;
 	struct umm_pager *pager = region->pager;
 	int err = check_range(region, offset, len);
 	if (err || !len)

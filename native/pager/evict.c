@@ -377,7 +377,9 @@ static void *evictor_main(void *argument)
 int evictor_start(struct umm_pager *pager)
 {
 	pager->evict_stop = false;
-	return -pthread_create(&pager->evictor, NULL, evictor_main, pager);
+	int err = pthread_create(&pager->evictor, NULL, evictor_main, pager);
+	pager->evictor_runs = !err;
+	return -err;
 }
 
 void evictor_join(struct umm_pager *pager)
@@ -386,7 +388,8 @@ void evictor_join(struct umm_pager *pager)
 	pager->evict_stop = true;
 	pthread_cond_signal(&pager->evict_wake);
 	pthread_mutex_unlock(&pager->evict_wake_lock);
-	pthread_join(pager->evictor, NULL);
+	if (pager->evictor_runs)
+		pthread_join(pager->evictor, NULL);
 }
 
 static uint32_t pick_range(
@@ -406,6 +409,8 @@ static uint32_t pick_range(
 
 int umm_region_evict(struct umm_region *region, uint64_t offset, uint64_t len)
 {
+	if (region->unserved)
+		return -ENODEV;
 	struct umm_pager *pager = region->pager;
 	if (offset > region->mapped || len > region->mapped - offset)
 		return -EINVAL;

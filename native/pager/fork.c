@@ -150,6 +150,7 @@ static void in_parent(void)
 static void forbid(struct umm_region *region)
 {
 	struct umm_uf *uf = region->uf;
+	region->unserved = true;
 	for (uint64_t i = 0; i < uf->n_extents; i++)
 		if (uf->extents[i].region == region)
 			mprotect((void *)uf->extents[i].start, uf->extents[i].end - uf->extents[i].start,
@@ -242,13 +243,16 @@ static void child_pager(struct umm_pager *pager)
 	pthread_mutex_init(&pager->evict_wake_lock, NULL);
 	pthread_cond_init(&pager->evict_wake, NULL);
 	atomic_store(&pager->evict_wanted, false);
+	/* None of the parent's threads is here to be joined. */
+	pager->worker_runs = pager->evictor_runs = false;
+	for (uint32_t i = 0; i < pager->n_ufs && err; i++)
+		pager->ufs[i].n_handlers = 0;
 	if (!err)
 		err = handlers_start(pager);
 	if (!err)
 		err = worker_start(pager);
 	if (!err)
 		err = evictor_start(pager);
-	pager->started = !err;
 	if (err)
 		for (struct umm_region *region = pager->regions; region; region = region->next)
 			forbid(region);

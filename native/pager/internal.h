@@ -103,6 +103,7 @@ struct umm_region {
 	struct umm_latency *latency; /* NULL for small regions */
 	int advice;
 	bool huge, owns_mapping, closing, in_child;
+	bool unserved;   /* in a child that could not take it over: PROT_NONE */
 	bool any_filled; /* for a guard */
 	struct umm_pager_counters counters;
 
@@ -249,7 +250,8 @@ struct worker {
 struct umm_pager {
 	struct umm_pager *next; /* fork.c */
 	uint64_t page, pmd;
-	bool in_thread, use_move, has_poison, has_wp, started;
+	bool in_thread, use_move, has_poison, has_wp;
+	bool worker_runs, evictor_runs; /* a forked child may have failed to start them */
 	int uffd_source;
 	uint64_t uffd_features;
 	int stop_fd, pagemap_fd;

@@ -236,7 +236,6 @@ int umm_pager_create(const struct umm_pager_options *options, struct umm_pager *
 	if (!err)
 		err = start_threads(pager);
 	if (!err) {
-		pager->started = true;
 		err = pager_listed(pager);
 		if (err)
 			umm_pager_destroy(pager);

@@ -253,7 +253,9 @@ int worker_start(struct umm_pager *pager)
 		worker->buffer = map_anonymous(pager->buffer_bytes, pager->pmd);
 	if (!worker->buffer)
 		return -ENOMEM;
-	return -pthread_create(&worker->thread, NULL, worker_main, pager);
+	int err = pthread_create(&worker->thread, NULL, worker_main, pager);
+	pager->worker_runs = !err;
+	return -err;
 }
 
 void worker_join(struct umm_pager *pager)
@@ -263,11 +265,14 @@ void worker_join(struct umm_pager *pager)
 	worker->stop = true;
 	pthread_cond_signal(&worker->wake);
 	pthread_mutex_unlock(&worker->lock);
-	pthread_join(worker->thread, NULL);
+	if (pager->worker_runs)
+		pthread_join(worker->thread, NULL);
 }
 
 int umm_region_prefetch(struct umm_region *region, uint64_t offset, uint64_t len)
 {
+	if (region->unserved)
+		return -ENODEV;
 	if (offset > region->mapped || len > region->mapped - offset)
 		return -EINVAL;
 	if (!len)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -50,7 +52,7 @@ def ended(child):
 """
 
 
-def run(scene: str, expected: int = 0, timeout: float = 60) -> str:
+def run(scene: str, expected: int = 0, timeout: float = 30) -> str:
     done = subprocess.run(
         [sys.executable, "-c", PRELUDE + scene], capture_output=True, text=True, timeout=timeout
     )
@@ -304,3 +306,53 @@ with tempfile.TemporaryDirectory() as directory:
         assert not wrong
         del array, threads, thread
 """)
+
+
+CANNOT_SERVE = """
+with Pager("1M", **OPTIONS) as pager, pager.map(MemoryStore(BEFORE.copy())) as region:
+    array = region.array(np.uint64)
+    assert (array[: WORDS * 3] == BEFORE[: WORDS * 3]).all()
+    WITHDRAW
+    for place in (0, -1):
+        status = ended(in_child(lambda: bool(array[place] == BEFORE[place])))
+        assert status == -signal.SIGSEGV, status
+
+    def close():
+        global array
+        for call in (region.populate, region.evict, region.prefetch, region.flush, pager.stats):
+            try:
+                call()
+            except UspaceError:
+                pass  # it need not work, but it must end
+        del array
+        region.close()
+        pager.close()
+        return True
+
+    status = ended(in_child(close))
+    assert status == 0, status
+    assert (array == BEFORE).all()
+    del array
+"""
+
+
+@pytest.mark.parametrize("in_thread", [False, True], ids=["handlers", "in thread"])
+def test_a_child_without_the_right_to_a_userfaultfd_has_no_zeros(in_thread: bool) -> None:
+    if os.geteuid():
+        pytest.skip("lacks: root, to give up its rights")
+    if Path("/proc/sys/vm/unprivileged_userfaultfd").read_text().strip() == "1":
+        pytest.skip("lacks: vm.unprivileged_userfaultfd=0")
+    withdraw = "os.setgroups([]); os.setgid(65534); os.setuid(65534)"
+    run(f"OPTIONS = {{'in_thread': {in_thread}, 'source': 0}}\n" + CANNOT_SERVE.replace("WITHDRAW", withdraw))
+
+
+def test_a_child_that_cannot_start_threads_has_no_zeros() -> None:
+    if os.geteuid():
+        pytest.skip("lacks: root, to become a user without processes")
+    # The limit counts processes and threads of a user: the child itself fits, its handlers do not.
+    withdraw = """
+    os.setresuid(4242, 4242, 0)
+    in_use = len(os.listdir("/proc/self/task"))
+    resource.setrlimit(resource.RLIMIT_NPROC, (in_use + 1, in_use + 1))
+"""
+    run("OPTIONS = {}\n" + CANNOT_SERVE.replace("    WITHDRAW", withdraw))
