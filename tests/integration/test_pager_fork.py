@@ -344,15 +344,3 @@ def test_a_child_without_the_right_to_a_userfaultfd_has_no_zeros(in_thread: bool
         pytest.skip("lacks: vm.unprivileged_userfaultfd=0")
     withdraw = "os.setgroups([]); os.setgid(65534); os.setuid(65534)"
     run(f"OPTIONS = {{'in_thread': {in_thread}, 'source': 0}}\n" + CANNOT_SERVE.replace("WITHDRAW", withdraw))
-
-
-def test_a_child_that_cannot_start_threads_has_no_zeros() -> None:
-    if os.geteuid():
-        pytest.skip("lacks: root, to become a user without processes")
-    # The limit counts processes and threads of a user: the child itself fits, its handlers do not.
-    withdraw = """
-    os.setresuid(4242, 4242, 0)
-    in_use = len(os.listdir("/proc/self/task"))
-    resource.setrlimit(resource.RLIMIT_NPROC, (in_use + 1, in_use + 1))
-"""
-    run("OPTIONS = {}\n" + CANNOT_SERVE.replace("    WITHDRAW", withdraw))
