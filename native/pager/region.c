@@ -166,6 +166,16 @@ static void unmap_own(struct umm_region *region)
 		munmap((void *)region->base, region->mapped);
 }
 
+/* A unit that is read into a huge page is moved into place as one. Without such regions the buffers of the
+ * threads stay small. */
+static void use_huge_buffers(struct umm_pager *pager)
+{
+	for (uint32_t i = 0; i < pager->n_ufs; i++)
+		for (uint32_t h = 0; h < pager->ufs[i].n_handlers; h++)
+			madvise(pager->ufs[i].handlers[h].buffer, pager->buffer_bytes, MADV_HUGEPAGE);
+	madvise(pager->worker.buffer, pager->buffer_bytes, MADV_HUGEPAGE);
+}
+
 int umm_region_create(struct umm_pager *pager, struct umm_store *store,
         const struct umm_region_options *options, struct umm_region **ret)
 {
@@ -210,6 +220,8 @@ int umm_region_create(struct umm_pager *pager, struct umm_store *store,
 	if (region->fork_policy == UMM_FORK_EXCLUDE)
 		madvise((void *)region->base, region->mapped, MADV_DONTFORK);
 
+	if (region->huge)
+		use_huge_buffers(pager);
 	sigset_t saved;
 	block_signals(&saved);
 	pthread_mutex_lock(&pager->regions_lock);

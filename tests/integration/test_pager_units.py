@@ -37,7 +37,7 @@ def some_bytes(size: int) -> Bytes:
     return np.random.default_rng(size).integers(0, 256, size, np.uint8)
 
 
-def name_of(options: dict[str, bool]) -> str:
+def name_of(options: dict[str, Any]) -> str:
     return ",".join(f"{key}={value}" for key, value in options.items()) or "all"
 
 
@@ -80,7 +80,7 @@ def huge_bytes(region: Region) -> int:
 
 @pytest.mark.parametrize("options", OLD_KERNELS, ids=name_of)
 @pytest.mark.parametrize("unit", [PAGE, 64 << 10, HUGE])
-def test_what_was_written_survives_eviction(options: dict[str, bool], unit: int) -> None:
+def test_what_was_written_survives_eviction(options: dict[str, Any], unit: int) -> None:
     size = 12 * max(unit, 64 << 10) + TAIL
     expected = some_bytes(size)
     # The store keeps its own copy: it is never written.
@@ -103,10 +103,10 @@ def test_what_was_written_survives_eviction(options: dict[str, bool], unit: int)
 
 @pytest.mark.parametrize("options", OLD_KERNELS, ids=name_of)
 @pytest.mark.parametrize("unit", [PAGE, 64 << 10, HUGE])
-def test_a_lost_unit_is_lost_each_time(tmp_path: Path, options: dict[str, bool], unit: int) -> None:
+def test_a_lost_unit_is_lost_each_time(tmp_path: Path, options: dict[str, Any], unit: int) -> None:
     data = some_bytes(4 * unit)
     path = tmp_path / "data"
-    path.write_bytes(data)
+    path.write_bytes(data.tobytes())
     with Pager(**options) as pager, pager.map(FileStore(path), unit=unit) as region:
         region.advise("random")
         array = region.array()
@@ -144,7 +144,7 @@ def test_units_of_2_mib_are_huge_pages_after_populate() -> None:
 
 
 @pytest.mark.parametrize("options", OLD_KERNELS, ids=name_of)
-def test_hugetlb_regions_hold_what_the_store_holds(options: dict[str, bool]) -> None:
+def test_hugetlb_regions_hold_what_the_store_holds(options: dict[str, Any]) -> None:
     with pool(12) as huge:
         expected = some_bytes(10 * huge + TAIL)
         source = expected.copy()

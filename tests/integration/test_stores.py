@@ -67,7 +67,7 @@ def test_three_regions_on_top_of_each_other_close_from_above() -> None:
 
 def test_a_lost_unit_below_is_lost_above(tmp_path: Path) -> None:
     path = tmp_path / "data"
-    path.write_bytes(some_bytes())
+    path.write_bytes(some_bytes().tobytes())
     with Pager() as pager, pager.map(FileStore(path)) as below, pager.map(RegionStore(below)) as above:
         above.advise("random")
         array = above.array()
@@ -83,7 +83,7 @@ def test_region_stores_that_cannot_be() -> None:
     with Pager() as pager, Pager(in_thread=True) as own, pager.map(ZeroStore(SIZE)) as region:
         for arguments in ({"mode": "writeback"}, {"offset": -1}, {"offset": SIZE}, {"size": SIZE + 1}):
             with pytest.raises(InputError, match="region store"):
-                RegionStore(region, **arguments)  # type: ignore[arg-type]
+                RegionStore(region, **arguments)
         with pytest.raises(InputError, match="memory of a region"):
             MemoryStore(region.view())
         with own.map(ZeroStore(SIZE)) as served, pytest.raises(InputError, match="in-thread"):
@@ -95,7 +95,7 @@ def test_region_stores_that_cannot_be() -> None:
 def test_direct_files(tmp_path: Path, unit: Any, offset: int) -> None:
     path = tmp_path / "data"
     expected = some_bytes()
-    path.write_bytes(expected)
+    path.write_bytes(expected.tobytes())
     try:
         store = FileStore(path, offset, mode="writeback", direct=True)
     except InputError:
@@ -147,7 +147,7 @@ def test_zeros_stay_what_is_written_over_them() -> None:
 
 def test_a_fetch_that_fails_is_tried_as_often_as_said(tmp_path: Path) -> None:
     path = tmp_path / "data"
-    path.write_bytes(some_bytes())
+    path.write_bytes(some_bytes().tobytes())
     with Pager() as pager, pager.map(FileStore(path, retries=4)) as region:
         region.advise("random")
         os.truncate(path, mmap.PAGESIZE)

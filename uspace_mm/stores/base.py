@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import Any
+from typing import Any, Self
 
 from uspace_mm._native import ffi, lib
 from uspace_mm.errors import InputError, KernelError
@@ -77,7 +77,7 @@ class Store:
         if self.users == 0 and self._handle is None:
             self.released()
 
-    def __enter__(self) -> Store:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
