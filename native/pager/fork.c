@@ -39,6 +39,25 @@ struct umm_uf *find_uf_locked(uint64_t address)
 	return NULL;
 }
 
+bool zero_unindexed(uint64_t address)
+{
+	bool done = false;
+	pthread_mutex_lock(&pagers_lock);
+	for (struct umm_pager *pager = pagers; pager && !done; pager = pager->next) {
+		for (uint32_t i = 0; i < pager->n_ufs && pager->in_thread && !done; i++) {
+			struct umm_uf *uf = &pager->ufs[i];
+			pthread_mutex_lock(&uf->lock);
+			/* ENOENT where it is not registered: then the signal is somebody else's. */
+			int err = install_zero_page(uf, address, pager->page);
+			done = err == 0 || err == -EAGAIN;
+			uf->counters.faults_zero += err == 0;
+			pthread_mutex_unlock(&uf->lock);
+		}
+	}
+	pthread_mutex_unlock(&pagers_lock);
+	return done;
+}
+
 int poison_filled(void)
 {
 	int err = 0;

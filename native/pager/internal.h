@@ -486,6 +486,8 @@ int poison_filled_of(struct umm_pager *pager);
 int poison_filled(void);
 /* Extent of any pager at this address: pager, its uf locked, or NULL. For the SIGBUS handler. */
 struct umm_uf *find_uf_locked(uint64_t address);
+/* Memory that mremap added to a region of an in-thread pager is in no extent: it reads as zero. */
+bool zero_unindexed(uint64_t address);
 
 void *map_anonymous(uint64_t len, uint64_t align);
 

@@ -135,6 +135,8 @@ static void on_sigbus(int signal, siginfo_t *info, void *context)
 		if (again && before != UNIT_MISSING)
 			sched_yield(); /* somebody else's claim: let it end */
 	}
+	if (!again && !uf && info->si_code > 0)
+		again = zero_unindexed(address);
 	if (!again)
 		pass_on(signal, info, context);
 	errno = saved_errno;
