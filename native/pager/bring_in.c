@@ -101,10 +101,12 @@ static int64_t bring_fetched(struct umm_region *region, uint64_t first, uint64_t
 		}
 		const uint8_t *data = buffer + i * region->unit;
 		bool failed = error && i == fetched;
-		if (failed && prefetched && !unit_flag(region, first + i, UNIT_WANTED)) {
-			/* Nobody needs it yet: the demand fault will try again. */
-			if (!claim_lost(region, first + i))
-				unit_set(region, first + i, UNIT_MISSING, 0);
+		if (failed && prefetched) {
+			/* A demand fault that came meanwhile tries for itself, as often as the store's policy
+			 * says. */
+			if (!claim_lost(region, first + i) &&
+			        unit_set(region, first + i, UNIT_MISSING, 0) & UNIT_WANTED)
+				wake_unit(region, first + i);
 			err = error;
 			continue;
 		}

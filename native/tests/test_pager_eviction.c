@@ -8,6 +8,8 @@ static void eviction_keeps_writes(uint64_t unit, bool no_move, int kind)
 	uint64_t budget = 16 * unit < (1 << 20) ? 1 << 20 : 16 * unit, size = 2 * budget;
 	fixture_open(
 	        &f, (struct umm_pager_options){.budget_bytes = budget, .no_move = no_move}, size, unit, kind);
+	/* What is read ahead could come in after the eviction below. */
+	CHECK_OK(umm_region_advise(f.region, UMM_REGION_RANDOM));
 	for (uint64_t at = 0; at < size; at += 512)
 		store_word(f.memory, at, word_at(at, 1));
 	for (uint64_t at = 0; at < size; at += 8)
