@@ -12,7 +12,7 @@ from uspace_mm import __version__
 from uspace_mm.errors import UspaceError
 
 # A module of uspace_mm.cli per entry; each has a class `Command`.
-COMMANDS = ("doctor", "demo", "bench")
+COMMANDS = ("doctor", "demo", "bench", "guest")
 
 
 class CommandProtocol(Protocol):
@@ -26,13 +26,14 @@ class CommandProtocol(Protocol):
     def run(self, args: argparse.Namespace) -> int: ...
 
 
-def _build_parser() -> argparse.ArgumentParser:
+def _build_parser(argv: list[str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="uspace-mm", description="Memory management in user space, on the running kernel."
     )
     parser.add_argument("--version", action="version", version=f"uspace-mm {__version__}")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for module_name in COMMANDS:
+    # The modules of the other commands are not imported: a start costs what the command itself needs.
+    for module_name in argv[:1] if argv and argv[0] in COMMANDS else COMMANDS:
         module = import_module(f"uspace_mm.cli.{module_name}")
         command = cast(CommandProtocol, module.Command())
         sub = subparsers.add_parser(command.name, help=command.help, description=command.help)
@@ -43,7 +44,8 @@ def _build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns 0 done, 1 not so, 2 bad input, 3 this machine cannot, 130 interrupted."""
-    args = _build_parser().parse_args(argv)
+    argv = sys.argv[1:] if argv is None else argv
+    args = _build_parser(argv).parse_args(argv)
     try:
         status = int(args.run(args))
         sys.stdout.flush()

@@ -1,0 +1,1 @@
+"""Boots a guest under QEMU, runs commands in it, and says how they ended."""

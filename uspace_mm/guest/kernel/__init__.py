@@ -1,0 +1,1 @@
+"""Kernels for guests: built from one source, fetched from Debian, inspected and compared."""

@@ -1,0 +1,1 @@
+"""Tests in guests: one pytest run per page size, results as they come, one report."""
