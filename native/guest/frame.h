@@ -24,6 +24,9 @@ enum {
 	UMM_FRAME_HEADER = 24,
 	UMM_FRAME_PAYLOAD_MAX = 1 << 20,
 	UMM_AGENT_PROTOCOL = 1,
+	/* What the agent keeps for a command that does not read: were it to stop reading the channel instead,
+	 * a PING would go unanswered. */
+	UMM_STDIN_WINDOW = 256 << 10,
 };
 
 struct umm_frame_header {
@@ -51,11 +54,14 @@ enum umm_frame_type {
 	UMM_FRAME_FILE_END = 9,  /* u32 CRC-32 of the whole file, u32 errno (0: it was read to its end) */
 	UMM_FRAME_GOT = 10,      /* u32 number of files: the GET is done */
 	UMM_FRAME_PONG = 11,     /* the payload of the PING */
-	UMM_FRAME_FAULT = 12, /* u32 errno, text: the request of this id failed, the conversation goes on */
+	UMM_FRAME_FAULT = 12,    /* u32 errno, text: the request of this id failed, the conversation goes on;
+	                            with id 0 before HELLO: the guest could not be set up */
+	UMM_FRAME_CREDIT = 13, /* u32 bytes of STDIN that the command has taken, or that were dropped because
+	                          it closed its end */
 	/* from the host */
 	UMM_FRAME_START = 32,  /* u32 flags (1: terminal), u32 rows, u32 columns, u32 argc, u32 envc, texts:
 	                          cwd, argv, env */
-	UMM_FRAME_STDIN = 33,  /* bytes; an empty one is the end of file */
+	UMM_FRAME_STDIN = 33,  /* bytes, at most UMM_STDIN_WINDOW without CREDIT; an empty one is the end */
 	UMM_FRAME_SIGNAL = 34, /* u32 signal, to the command's process group */
 	UMM_FRAME_RESIZE = 35, /* u32 rows, u32 columns */
 	UMM_FRAME_PUT = 36, /* u32 mode, u64 size, text path: a file for the guest begins; folders are made */

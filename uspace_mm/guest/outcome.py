@@ -169,3 +169,29 @@ class ChannelLost(HarnessOutcome):
 
     def __str__(self) -> str:
         return f"the channel to the guest was lost: {self.reason}"
+
+
+@dataclass(frozen=True)
+class SetUpFailed(HarnessOutcome):
+    """The guest's kernel ran, but the agent could not set the guest up (a layer that does not mount, say)."""
+
+    reason: str
+    kind: ClassVar[str] = "set-up failed"
+
+    def __str__(self) -> str:
+        return f"the guest could not be set up: {self.reason}"
+
+
+@dataclass(frozen=True)
+class WrongPageSize(HarnessOutcome):
+    """The guest runs with another page size than was asked for (AT_PAGESZ; a silent fallback)."""
+
+    wanted_bytes: int
+    found_bytes: int
+    kind: ClassVar[str] = "wrong page size"
+
+    def __str__(self) -> str:
+        return (
+            f"the guest runs with pages of {self.found_bytes >> 10} KiB, "
+            f"not of {self.wanted_bytes >> 10} KiB as asked for"
+        )
