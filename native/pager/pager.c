@@ -27,8 +27,12 @@ static uint64_t read_pmd_size(uint64_t page)
 	if (fd >= 0)
 		close(fd);
 	uint64_t size = n > 0 ? strtoull(text, NULL, 10) : 0;
-	/* Units end at 2 MiB: where a PMD is larger (16K, 64K pages) no unit is a huge page. */
-	return size > page && size <= default_pmd ? size : default_pmd;
+	return size > page ? size : default_pmd;
+}
+
+uint64_t umm_unit_max(const struct umm_pager *pager)
+{
+	return pager->pmd > default_pmd ? pager->pmd : default_pmd;
 }
 
 static uint64_t largest_hugetlb(void)
@@ -191,7 +195,9 @@ int umm_pager_create(const struct umm_pager_options *options, struct umm_pager *
 	pager->page = (uint64_t)sysconf(_SC_PAGESIZE);
 	pager->pmd = read_pmd_size(pager->page);
 	uint64_t hugetlb = largest_hugetlb();
-	pager->buffer_bytes = hugetlb > default_pmd ? hugetlb : default_pmd;
+	/* Room for the largest unit: 32 and 512 MiB with 16K and 64K pages. What no unit fills costs no
+	 * memory. */
+	pager->buffer_bytes = hugetlb > umm_unit_max(pager) ? hugetlb : umm_unit_max(pager);
 	pager->in_thread = options->in_thread;
 	pager->uffd_source = options->uffd_source;
 	pager->stop_fd = pager->pagemap_fd = pager->empty_fd = -1;

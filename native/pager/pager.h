@@ -37,7 +37,7 @@ enum umm_region_advice {
 
 struct umm_region_options {
 	uint64_t size;          /* bytes, greater than 0; the mapping is rounded up to units */
-	uint64_t unit;          /* bytes: base page .. 2 MiB, a power of two; or `hugetlb` */
+	uint64_t unit;          /* bytes: base page .. umm_unit_max(), a power of two; or `hugetlb` */
 	uint64_t hugetlb;       /* huge page size of a hugetlb mapping, 0 for none */
 	int fork_policy;        /* enum umm_fork_policy */
 	uint64_t address;       /* 0, or an existing private anonymous mapping that the region takes over */
@@ -90,6 +90,9 @@ int umm_pager_create(const struct umm_pager_options *options, struct umm_pager *
 /* -EBUSY while regions are open. Stops and joins every thread. */
 int umm_pager_destroy(struct umm_pager *pager);
 int umm_pager_set_budget(struct umm_pager *pager, uint64_t bytes);
+/* The largest unit that is no hugetlb page: 2 MiB, or what a PMD maps where that is more (16K and 64K pages).
+ */
+uint64_t umm_unit_max(const struct umm_pager *pager);
 int umm_pager_stats(struct umm_pager *pager, struct umm_pager_stats *ret);
 
 int umm_region_create(struct umm_pager *pager, struct umm_store *store,

@@ -16,7 +16,6 @@ static bool is_power_of_two(uint64_t x)
 
 static int check_options(struct umm_pager *pager, const struct umm_region_options *options)
 {
-	static const uint64_t largest_unit = 2 << 20;
 	uint64_t unit = options->unit;
 	if (options->size == 0 || options->size > (uint64_t)1 << 46)
 		return -EINVAL;
@@ -24,8 +23,7 @@ static int check_options(struct umm_pager *pager, const struct umm_region_option
 		if (unit != options->hugetlb || !is_power_of_two(unit) || unit > pager->buffer_bytes ||
 		        options->address)
 			return -EINVAL;
-	} else if (!is_power_of_two(unit) || unit < pager->page ||
-	           (unit > largest_unit && unit != pager->page)) {
+	} else if (!is_power_of_two(unit) || unit < pager->page || unit > umm_unit_max(pager)) {
 		return -EINVAL;
 	}
 	if (options->address % unit || (options->present && !options->address))

@@ -20,6 +20,7 @@ from uspace_mm.stores import FileStore, MemoryStore, ZeroStore
 Bytes = NDArray[np.uint8]
 PAGE = page_size()
 HUGE = 2 << 20
+UNITS = sorted({PAGE, 64 << 10, HUGE})
 TAIL = 777
 POOLS = Path("/sys/kernel/mm/hugepages")
 THP = Path("/sys/kernel/mm/transparent_hugepage/enabled")
@@ -79,7 +80,7 @@ def huge_bytes(region: Region) -> int:
 
 
 @pytest.mark.parametrize("options", OLD_KERNELS, ids=name_of)
-@pytest.mark.parametrize("unit", [PAGE, 64 << 10, HUGE])
+@pytest.mark.parametrize("unit", UNITS)
 def test_what_was_written_survives_eviction(options: dict[str, Any], unit: int) -> None:
     size = 12 * max(unit, 64 << 10) + TAIL
     expected = some_bytes(size)
@@ -102,7 +103,7 @@ def test_what_was_written_survives_eviction(options: dict[str, Any], unit: int) 
 
 
 @pytest.mark.parametrize("options", OLD_KERNELS, ids=name_of)
-@pytest.mark.parametrize("unit", [PAGE, 64 << 10, HUGE])
+@pytest.mark.parametrize("unit", UNITS)
 def test_a_lost_unit_is_lost_each_time(tmp_path: Path, options: dict[str, Any], unit: int) -> None:
     data = some_bytes(4 * unit)
     path = tmp_path / "data"
@@ -126,21 +127,34 @@ def test_a_lost_unit_is_lost_each_time(tmp_path: Path, options: dict[str, Any], 
         del array
 
 
-def test_units_of_2_mib_are_huge_pages_after_populate() -> None:
-    if PAGE > HUGE or not THP.exists() or "[never]" in THP.read_text():
+def test_units_of_a_pmd_are_huge_pages_after_populate() -> None:
+    """2 MiB with pages of 4 KiB, 32 MiB with 16 KiB, 512 MiB with 64 KiB."""
+    if not THP.exists() or "[never]" in THP.read_text():
         pytest.skip("lacks: transparent huge pages")
-    data = some_bytes(4 * HUGE)
-    with Pager() as pager, pager.map(MemoryStore(data), unit=HUGE) as region:
-        assert region.address % HUGE == 0
+    pmd = int((THP.parent / "hpage_pmd_size").read_text())
+    count = max(1, min(4, (128 << 20) // pmd))
+    data = some_bytes(count * pmd)
+    with Pager() as pager, pager.map(MemoryStore(data.copy()), unit=pmd) as region:
+        assert region.unit == pmd
+        assert region.address % pmd == 0
         array = region.array()
         region.populate()
         if pager.stats().uses_move:
-            assert huge_bytes(region) == 4 * HUGE
+            assert huge_bytes(region) == count * pmd
         assert (array == data).all()
+        array[5::65537] ^= 0xFF
+        data[5::65537] ^= 0xFF
         region.evict()
         assert huge_bytes(region) == 0
         assert (array == data).all()
+        assert region.stats().counters.evicted_dirty == count
         del array
+
+
+@pytest.mark.parametrize("size", [3 << 10, 3 << 20, 1 << 40])
+def test_units_are_powers_of_two_from_a_page_to_a_pmd(size: int) -> None:
+    with Pager() as pager, pytest.raises(InputError, match=f"unit {size}: expected a power of two"):
+        pager.map(ZeroStore(64 << 20), unit=size)
 
 
 @pytest.mark.parametrize("options", OLD_KERNELS, ids=name_of)

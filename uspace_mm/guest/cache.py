@@ -1,8 +1,9 @@
-"""The user's cache folder: entries named by what they were made from, made once, checked before they are used.
+"""The user's cache folder: entries named by what they were made from, made once, checked before each use.
 
-An entry is a directory. It is built under a temporary name, its files are digested and synced, and it is renamed
-into place, so that an entry that exists is whole. Each use compares the files' status (size, times, inode) with the
-one recorded; where they differ the content decides, and an entry whose content changed is made again.
+An entry is a directory. It is built under a temporary name, its files are digested and synced, and it is
+renamed into place, so that an entry that exists is whole. Each use compares the files' status (size, times,
+inode) with the one recorded; where they differ the content decides, and an entry whose content changed is
+made again.
 """
 
 from __future__ import annotations
@@ -60,11 +61,11 @@ def obtain(
     *,
     progress: Progress = silent,
 ) -> Path:
-    """The directory of the entry of `kind` made from `inputs`, made by ``make(directory)`` when it is not there yet.
+    """The directory of the entry of `kind` made from `inputs`; ``make(directory)`` fills a new one.
 
-    `inputs` must name everything the result depends on. A damaged entry is made again; two processes that want the
-    same entry make it once. Raises :class:`CacheError` when the folder cannot be written or is full, and passes on
-    what `make` raises, leaving nothing behind.
+    `inputs` must name everything the result depends on. A damaged entry is made again; two processes that
+    want the same entry make it once. Raises :class:`CacheError` when the folder cannot be written or is full, and
+    passes on what `make` raises, leaving nothing behind.
     """
     folder = cache_root() / kind
     entry = folder / digest_of(inputs)[:32]

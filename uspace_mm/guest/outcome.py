@@ -130,8 +130,8 @@ class Silent(HarnessOutcome):
 
     def __str__(self) -> str:
         return (
-            f"no console output in {self.limit_s:g} s: does this CPU have the kernel's page size, and is the image "
-            "for this architecture?"
+            f"no console output in {self.limit_s:g} s: does this CPU have the kernel's page size, "
+            "and is the image for this architecture?"
         )
 
 

@@ -11,8 +11,9 @@ from uspace_mm.errors import InputError
 class PageSize:
     """One base page size.
 
-    ``bytes`` is the page, ``pmd_bytes`` what one PMD entry maps (a huge page). ``header_code`` is bits 1-2 of the
-    flags in the kernel image's header (Documentation/arch/arm64/booting.rst), ``config`` the kernel's option.
+    ``bytes`` is the page, ``pmd_bytes`` what one PMD entry maps (a huge page). ``header_code`` is bits 1-2 of
+    the flags in the kernel image's header (Documentation/arch/arm64/booting.rst), ``config`` the kernel's
+    option.
     """
 
     name: str
@@ -39,7 +40,7 @@ PAGE_SIZES: tuple[PageSize, ...] = (
 
 
 def parse_page_size(text: str) -> PageSize:
-    """The page size meant by ``4k``, ``16K``, ``64kb``, ``65536``; raises :class:`InputError` for any other."""
+    """The page size meant by ``4k``, ``16K``, ``64kb``, ``65536``; raises :class:`InputError` else."""
     wanted = text.strip().lower().removesuffix("b").removesuffix("i")
     for size in PAGE_SIZES:
         if wanted in (size.name, str(size.bytes)):

@@ -22,7 +22,7 @@ def silent(text: str, done: float | None = None) -> None:
 
 @contextmanager
 def on_terminal(stream: TextIO | None = None) -> Iterator[Progress]:
-    """A :class:`Progress` that rewrites one line of stderr, with the time it took; silent where it is no terminal."""
+    """A :class:`Progress` that rewrites one line of stderr, with the time it took; silent in a pipe."""
     out = stream or sys.stderr
     if not out.isatty():
         yield silent

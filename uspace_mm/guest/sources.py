@@ -1,4 +1,4 @@
-"""Where the C sources lie that are compiled for the guest: in the installed package, or in the tree it runs from."""
+"""Where the C sources lie that are compiled for guests: in the installed package, or in its tree."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from uspace_mm.errors import UnsupportedError
 def native_sources() -> Path:
     """The folder ``native`` with the C sources of this version.
 
-    A wheel carries it as package data (``uspace_mm/_sources/native``); an editable install runs from the tree.
+    A wheel carries it as package data (``uspace_mm/_sources/native``); an editable one runs in its tree.
     Raises :class:`UnsupportedError` when neither is there.
     """
     package = Path(uspace_mm.__file__).resolve().parent

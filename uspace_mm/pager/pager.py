@@ -20,7 +20,6 @@ from uspace_mm.sizes import format_size, parse_size
 from uspace_mm.stores.base import Mode, Store
 
 _FORK = {"snapshot": 0, "exclude": 1}
-_LARGEST_UNIT = 2 << 20
 _UNITS_IN_BUDGET = 8
 _OPENING_ERRORS = (errno.EPERM, errno.EACCES, errno.ENOSYS, errno.ENOENT, errno.EMFILE, errno.ENFILE)
 
@@ -105,9 +104,10 @@ class Pager:
         """A new region over `store`.
 
         `size`: bytes, default the store's. `unit`: what is brought in and evicted at a time, a power of two
-        from the base page (default) to 2 MiB. `hugetlb`: the size of the huge pages to use, which is then
-        the unit; the pool must have enough of them. `fork`: a child gets a private snapshot, or (exclude,
-        and for stores in other processes) does not have the memory.
+        from the base page (default) to 2 MiB, or to a PMD's size where that is more (32 and 512 MiB with
+        pages of 16 and 64 KiB); units of a PMD's size come as huge pages. `hugetlb`: the size of the huge
+        pages to use, which is then the unit; the pool must have enough of them. `fork`: a child gets a
+        private snapshot, or (exclude, and for stores in other processes) does not have the memory.
         """
         if fork not in _FORK:
             raise InputError(f"fork {fork!r}: expected one of {', '.join(_FORK)}")
@@ -127,10 +127,10 @@ class Pager:
         self._regions[id(region)] = region
         return region
 
-    @staticmethod
-    def _check_unit(unit: int, hugetlb: bool) -> None:
-        if unit & (unit - 1) or unit < page_size() or (unit > _LARGEST_UNIT and not hugetlb):
-            raise InputError(f"unit {unit}: expected a power of two from {page_size()} to {_LARGEST_UNIT}")
+    def _check_unit(self, unit: int, hugetlb: bool) -> None:
+        largest = int(lib.umm_unit_max(self.handle))
+        if unit & (unit - 1) or unit < page_size() or (unit > largest and not hugetlb):
+            raise InputError(f"unit {unit}: expected a power of two from {page_size()} to {largest}")
 
     def _raise_for(self, error: int, size: int, options: Any) -> None:
         if not error:

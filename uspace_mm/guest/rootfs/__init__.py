@@ -1,1 +1,1 @@
-"""Root file systems for guests: Debian packages and wheels for arm64 in read-only images, made without root."""
+"""Root file systems for guests: Debian packages and wheels for arm64 in read-only images, without root."""
