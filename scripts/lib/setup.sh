@@ -25,7 +25,8 @@ umm_lack() {
 }
 
 umm_compiles() { # COMMAND HEADER
-	printf '#include <%s>\n' "$2" | $1 -E -x c -o /dev/null - 2>/dev/null
+	# No pipe: with pipefail, a compiler that ends without reading would count as one that lacks the header.
+	$1 -E -x c -o /dev/null - <<<"#include <$2>" 2>/dev/null
 }
 
 # What the interpreter lacks, one per line: WHAT PACKAGE (Debian keeps venv and the headers in packages of their
@@ -122,11 +123,52 @@ umm_logged() {
 	exit "$status"
 }
 
-# The cross compiler serves one stage of scripts/test, which is skipped, with this reason, where it cannot be had.
-umm_try_cross_compiler() {
-	command -v aarch64-linux-gnu-gcc >/dev/null && umm_compiles aarch64-linux-gnu-gcc stdlib.h && return
-	[ "$(id -u)" = 0 ] && command -v apt-get >/dev/null || return 0
-	umm_apt gcc-aarch64-linux-gnu libc6-dev-arm64-cross || umm_say "no compiler for aarch64 could be installed"
+# What only some stages and tests use, in lines FILE-OR-COMMAND PACKAGE: those are skipped, with this reason, where
+# it cannot be had. The cross compiler serves the aarch64 build, the kernels and the ELF tests, the rest the guests
+# and the images.
+umm_test_tools() {
+	cat <<-'TOOLS'
+	aarch64-linux-gnu-gcc gcc-aarch64-linux-gnu
+	/usr/aarch64-linux-gnu/include/stdlib.h libc6-dev-arm64-cross
+	qemu-system-aarch64 qemu-system-arm
+	make make
+	flex flex
+	bison bison
+	bc bc
+	readelf binutils
+	depmod kmod
+	mksquashfs squashfs-tools
+	zstd zstd
+	xz xz-utils
+	/usr/share/keyrings/debian-archive-keyring.gpg debian-archive-keyring
+	buildah buildah
+	debootstrap debootstrap
+	TOOLS
+}
+
+umm_test_packages() { # fills `packages` with those whose file or command is missing
+	local what package
+	packages=()
+	while read -r what package; do
+		case $what in
+		/*) [ -e "$what" ] ;;
+		*) PATH=$PATH:/usr/sbin:/sbin command -v "$what" >/dev/null ;;
+		esac || packages+=("$package")
+	done < <(umm_test_tools)
+}
+
+umm_try_test_tools() {
+	local packages package
+	umm_test_packages
+	[ ${#packages[@]} -gt 0 ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null || return 0
+	umm_apt "${packages[@]}" && return
+	# One that this release does not have must not keep the others away.
+	for package in "${packages[@]}"; do
+		DEBIAN_FRONTEND=noninteractive apt-get -y install --no-install-recommends "$package" \
+			>>"$umm_log" 2>&1 </dev/null || true
+	done
+	umm_test_packages
+	[ ${#packages[@]} = 0 ] || umm_say "could not be installed, so what needs them is skipped: ${packages[*]}"
 }
 
 # Identifies what the environment was made from: another interpreter, place or list of packages makes a new one.
@@ -198,7 +240,7 @@ umm_setup() { # NAME PURPOSE
 	umm_want=$(umm_digest "$python")
 	[ -e "$UMM_ROOT/.venv/.umm-ready" ] && have=$(cat "$UMM_ROOT/.venv/.umm-ready")
 	if [ "$have" != "$umm_want test" ] && [ "$have" != "$umm_want $purpose" ]; then
-		[ "$purpose" != test ] || umm_try_cross_compiler
+		[ "$purpose" != test ] || umm_try_test_tools
 		umm_make_environment "$purpose" "$python"
 	fi
 	export PATH="$UMM_BIN:$PATH"

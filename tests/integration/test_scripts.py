@@ -224,3 +224,31 @@ def test_ci_runs_scripts_test(machine: Machine) -> None:
     status, err = machine.run(machine.tree / ".ci" / "run", CI="true")
     assert status == 3
     assert "scripts/test: missing: a C compiler" in err
+
+
+def test_what_only_tests_use_is_installed_for_them_alone_and_not_having_it_is_no_failure(
+    machine: Machine, tmp_path: Path
+) -> None:
+    calls = tmp_path / "calls"
+    calls.touch()
+    machine.without("id")
+    machine.program("id", "echo 0")
+    # This release has no buildah: apt-get refuses the whole list for its sake.
+    machine.program(
+        "apt-get",
+        f'echo "$*" >>"{calls}"\ncase "$*" in *buildah*) echo E: no buildah; exit 100 ;;\n'
+        f'*" zstd") : >"{machine.bin}/zstd"; chmod +x "{machine.bin}/zstd" ;; esac',
+    )
+    (machine.bin / "chmod").symlink_to(shutil.which("chmod") or "")
+    machine.program("python3", 'case "$*" in *venv*) exit 1 ;; *-) echo tag cp399 ;; esac')
+    assert machine.run("demo")[0] == 3
+    assert calls.read_text() == ""
+    status, err = machine.run("test")
+    assert status == 3  # what the interpreter refused, not what apt-get did
+    assert "making the virtual environment failed" in err
+    first, *others = calls.read_text().splitlines()
+    assert {"qemu-system-arm", "buildah", "zstd"} <= set(first.split())
+    assert any(call.endswith("install --no-install-recommends zstd") for call in others)
+    (left,) = [line for line in err.splitlines() if "what needs them is skipped" in line]
+    assert "buildah" in left.split()
+    assert "zstd" not in left.split()
