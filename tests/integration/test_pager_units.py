@@ -13,7 +13,7 @@ import pytest
 from numpy.typing import NDArray
 
 from uspace_mm.errors import InputError, KernelError
-from uspace_mm.kernel.proc import default_hugetlb_size, page_size
+from uspace_mm.kernel.proc import page_size
 from uspace_mm.pager import PageLost, Pager, Region, guard
 from uspace_mm.stores import FileStore, MemoryStore, ZeroStore
 
@@ -44,12 +44,17 @@ def name_of(options: dict[str, Any]) -> str:
 
 @contextmanager
 def pool(pages: int) -> Iterator[int]:
-    """`pages` free huge pages of the default size, whose size is given; the pool is put back in any case."""
-    size = default_hugetlb_size()
-    directory = POOLS / f"hugepages-{(size or 0) >> 10}kB"
-    setting = directory / "nr_hugepages"
-    if size is None or not setting.exists():
+    """`pages` free huge pages of the smallest size, which is given; the pool is put back in any case.
+
+    The smallest: the default is 512 MiB with pages of 64 KiB.
+    """
+    if not POOLS.is_dir() or not any(POOLS.iterdir()):
         pytest.skip("lacks: hugetlb")
+    size = (
+        min(int(entry.name.removeprefix("hugepages-").removesuffix("kB")) for entry in POOLS.iterdir()) << 10
+    )
+    directory = POOLS / f"hugepages-{size >> 10}kB"
+    setting = directory / "nr_hugepages"
     total = int(setting.read_text())
     # Pages that a test which failed still holds are surplus: not of the setting, and gone with it.
     before = total - int((directory / "surplus_hugepages").read_text())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Sequence
 from importlib import import_module
 from typing import Protocol, cast
 
@@ -26,7 +27,7 @@ class CommandProtocol(Protocol):
     def run(self, args: argparse.Namespace) -> int: ...
 
 
-def _build_parser(argv: list[str]) -> argparse.ArgumentParser:
+def _build_parser(argv: Sequence[str] = ()) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="uspace-mm", description="Memory management in user space, on the running kernel."
     )

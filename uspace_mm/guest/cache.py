@@ -64,8 +64,8 @@ def obtain(
     """The directory of the entry of `kind` made from `inputs`; ``make(directory)`` fills a new one.
 
     `inputs` must name everything the result depends on. A damaged entry is made again; two processes that
-    want the same entry make it once. Raises :class:`CacheError` when the folder cannot be written or is full, and
-    passes on what `make` raises, leaving nothing behind.
+    want the same entry make it once. Raises :class:`CacheError` when the folder cannot be written or is full,
+    and passes on what `make` raises, leaving nothing behind.
     """
     folder = cache_root() / kind
     entry = folder / digest_of(inputs)[:32]
