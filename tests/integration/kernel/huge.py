@@ -8,12 +8,24 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import psutil
+import pytest
+
 from uspace_mm.errors import KernelError
 from uspace_mm.kernel.madvise import Advice, madvise
+from uspace_mm.kernel.proc import pmd_size
 from uspace_mm.kernel.transparent_hugepage import ROOT
+from uspace_mm.sizes import format_size
 
-# Kernels with pages of 64 KiB have huge pages of 512 MiB.
-HUGE_LIMIT = 64 << 20
+
+def huge_page_size() -> int:
+    """Bytes of a huge page; skips where the machine has none, or no room for the four that a test may need."""
+    size = pmd_size()
+    if size is None:
+        pytest.skip("lacks: transparent huge pages")
+    if psutil.virtual_memory().available < 4 * size:
+        pytest.skip(f"lacks: free memory for huge pages of {format_size(size)}")
+    return size
 
 
 def collapse(address: int, length: int) -> None:

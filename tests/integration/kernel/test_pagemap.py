@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tests.integration.kernel.huge import HUGE_LIMIT, collapse
+from tests.integration.kernel.huge import collapse, huge_page_size
 from uspace_mm.errors import InputError, KernelError
 from uspace_mm.kernel import mapping as m
 from uspace_mm.kernel import proc
@@ -35,14 +35,13 @@ PMD = proc.pmd_size()
 @pytest.fixture
 def huge() -> Iterator[m.Mapping]:
     """Two PMDs of which the first was collapsed."""
-    if PMD is None or PMD > HUGE_LIMIT:
-        pytest.skip("lacks: transparent huge pages of a size that a test can fill")
-    with m.Mapping(2 * PMD, align=PMD) as mapping:
-        madvise(mapping.address, 2 * PMD, Advice.NOHUGEPAGE)
+    size = huge_page_size()
+    with m.Mapping(2 * size, align=size) as mapping:
+        madvise(mapping.address, 2 * size, Advice.NOHUGEPAGE)
         mapping.array[::PAGE] = 1
         # The second stays as it is, or khugepaged might come by.
-        madvise(mapping.address, PMD, Advice.HUGEPAGE)
-        collapse(mapping.address, PMD)
+        madvise(mapping.address, size, Advice.HUGEPAGE)
+        collapse(mapping.address, size)
         yield mapping
 
 

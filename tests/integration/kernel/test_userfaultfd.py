@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.kernel.huge import HUGE_LIMIT, collapse
+from tests.integration.kernel.huge import collapse, huge_page_size
 from uspace_mm.errors import InputError, KernelError, UnsupportedError
 from uspace_mm.kernel import proc
 from uspace_mm.kernel.mapping import MapFlag, Mapping, Protection, protect
@@ -163,9 +163,7 @@ def test_move_drops_the_write_protection(uffd: Userfaultfd, memory: Mapping) -> 
 
 def test_a_huge_page_moves_whole(uffd: Userfaultfd, scanner: Pagemap) -> None:
     lacks(Feature.MOVE)
-    size = proc.pmd_size()
-    if size is None or size > HUGE_LIMIT:
-        pytest.skip("lacks: transparent huge pages of a size that a test can fill")
+    size = huge_page_size()
     with Mapping(2 * size, align=size) as place:
         place.array[:size] = 0x5B
         collapse(place.address, size)
