@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 
 from scripts.lib import checks
+from scripts.lib.running import Tally, run
 
 
 def run_tests(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, source: str, *arguments: str, quick: bool = False
-) -> checks.Tally:
+) -> Tally:
     """Let the runner run a file of tests, and return its tally with bare test names."""
     tests = tmp_path / "tests"
     tests.mkdir()
@@ -21,11 +22,11 @@ def run_tests(
     monkeypatch.setattr(checks, "BUILD", tmp_path)
     # Neither another test's nor the outer run's options are these tests' business.
     monkeypatch.delenv("PYTEST_ADDOPTS", raising=False)
-    tally = checks.Tally()
+    tally = Tally()
     checks.python_tests(
         tally, quick, ["-p", "no:cacheprovider", f"--rootdir={tests}", str(tests), *arguments]
     )
-    return checks.Tally(
+    return Tally(
         [name.rpartition("::")[2] for name in tally.passed],
         [name.rpartition("::")[2] for name in tally.failed],
         [(name.rpartition("::")[2], reason) for name, reason in tally.skipped],
@@ -121,17 +122,17 @@ def test_a_run_without_tests_has_failed(
 
 def test_the_last_line_is_the_count_and_the_status_follows_it(capsys: pytest.CaptureFixture[str]) -> None:
     skips = [("c", "lacks: a thing")]
-    assert checks.conclude(checks.Tally(["a", "b"], [], skips), quick=False) == 0
+    assert checks.conclude(Tally(["a", "b"], [], skips), quick=False) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1] == "2 passed, 0 failed, 1 skipped"
     assert "   c: lacks: a thing" in lines
-    assert checks.conclude(checks.Tally(["a"], ["b"], []), quick=False) == 1
+    assert checks.conclude(Tally(["a"], ["b"], []), quick=False) == 1
     assert capsys.readouterr().out.endswith("   b\n1 passed, 1 failed, 0 skipped\n")
-    assert checks.conclude(checks.Tally([], [], skips), quick=False) == 1
+    assert checks.conclude(Tally([], [], skips), quick=False) == 1
 
 
 def test_a_command_that_takes_too_long_is_ended_with_its_children() -> None:
-    outcome = checks.run("sh", "-c", "echo begun; sleep 1000 & sleep 1000", limit_s=0.5)
+    outcome = run("sh", "-c", "echo begun; sleep 1000 & sleep 1000", limit_s=0.5)
     assert outcome.status is None
     assert not outcome.ok
     assert outcome.output.startswith("begun")

@@ -19,7 +19,7 @@ from uspace_mm.sizes import format_size
 
 
 def huge_page_size() -> int:
-    """Bytes of a huge page; skips where the machine has none, or no room for the four that a test may need."""
+    """Bytes of a huge page; skips where the machine has none, or no room for four (a test may need them)."""
     size = pmd_size()
     if size is None:
         pytest.skip("lacks: transparent huge pages")
