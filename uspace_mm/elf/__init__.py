@@ -1,1 +1,1 @@
-"""The page-size audit of ELF files: which base page sizes a binary loads and works on."""
+"""Which ELF files load on kernels with 4K, 16K and 64K pages, judged from their program headers."""
