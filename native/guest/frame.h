@@ -59,9 +59,9 @@ enum umm_frame_type {
 	UMM_FRAME_CREDIT = 13, /* u32 bytes of STDIN that the command has taken, or that were dropped because
 	                          it closed its end */
 	/* from the host */
-	UMM_FRAME_START = 32,  /* u32 flags (1: terminal), u32 rows, u32 columns, u32 argc, u32 envc, texts:
-	                          cwd, argv, env */
-	UMM_FRAME_STDIN = 33,  /* bytes, at most UMM_STDIN_WINDOW without CREDIT; an empty one is the end */
+	UMM_FRAME_START = 32, /* u32 flags (enum umm_start), u32 rows, u32 columns, u32 argc, u32 envc, texts:
+	                         cwd, argv, env */
+	UMM_FRAME_STDIN = 33, /* bytes, at most UMM_STDIN_WINDOW without CREDIT; an empty one is the end */
 	UMM_FRAME_SIGNAL = 34, /* u32 signal, to the command's process group */
 	UMM_FRAME_RESIZE = 35, /* u32 rows, u32 columns */
 	UMM_FRAME_PUT = 36, /* u32 mode, u64 size, text path: a file for the guest begins; folders are made */
@@ -72,6 +72,11 @@ enum umm_frame_type {
 	UMM_FRAME_CLOCK = 41,   /* u64 nanoseconds since the epoch, then bytes of entropy: after a saved state
 	                           was resumed */
 	UMM_FRAME_POWER_OFF = 42, /* sync file systems and power off */
+};
+
+enum umm_start {
+	UMM_START_TERMINAL = 1, /* of rows and columns; its output is STDOUT */
+	UMM_START_NO_STDIN = 2, /* /dev/null */
 };
 
 enum umm_exit {

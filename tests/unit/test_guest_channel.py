@@ -55,6 +55,8 @@ def test_both_sides_name_the_same_numbers() -> None:
     assert types == {kind.name: kind.value for kind in FrameType}
     assert constants("UMM_AGENT_")["PROTOCOL"] == channel.PROTOCOL
     assert constants("UMM_STDIN_")["WINDOW"] == channel.STDIN_WINDOW
+    starts = {"TERMINAL": channel.START_TERMINAL, "NO_STDIN": channel.START_NO_STDIN}
+    assert constants("UMM_START_") == starts
     assert constants("UMM_EXIT_") == {how.name: how.value for how in ExitHow}
 
 

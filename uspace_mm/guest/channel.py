@@ -19,6 +19,8 @@ HEADER = struct.Struct("<6I")
 HEADER_BYTES = HEADER.size
 PAYLOAD_MAX = 1 << 20
 STDIN_WINDOW = 256 << 10
+START_TERMINAL = 1
+START_NO_STDIN = 2
 
 _U32 = struct.Struct("<I")
 _SEQUENCES = 1 << 32
@@ -189,13 +191,15 @@ def start_payload(
     cwd: str = "/",
     env: Mapping[str, str] | None = None,
     terminal: tuple[int, int] | None = None,
+    stdin: bool = True,
 ) -> bytes:
     """The payload of START; `terminal` is (rows, columns). Raises :class:`ValueError` for an empty `argv`."""
     if not argv:
         raise ValueError("no command given")
     variables = [f"{name}={value}" for name, value in (env or {}).items()]
     rows, columns = terminal or (0, 0)
-    head = struct.pack("<5I", terminal is not None, rows, columns, len(argv), len(variables))
+    flags = (START_TERMINAL if terminal else 0) | (0 if stdin else START_NO_STDIN)
+    head = struct.pack("<5I", flags, rows, columns, len(argv), len(variables))
     return head + texts([cwd, *argv, *variables])
 
 
