@@ -56,7 +56,7 @@ def elf(
     The first LOAD should begin at offset 0 with at least 0x800 bytes, so that they are mapped.
     """
     first = next((ph for ph in headers if ph.kind == PT_LOAD), Ph(0))
-    bias = first.vaddr - (first.vaddr if first.offset is None else first.offset)
+    bias = max(first.vaddr - (first.vaddr if first.offset is None else first.offset), 0)
     strings = b"\0"
     entries = []
     for tag, names in ((1, needed), (14, [soname] if soname else [])):

@@ -8,6 +8,7 @@ the next one is asked for.
 
 from __future__ import annotations
 
+import lzma
 import os
 import stat
 import tarfile
@@ -117,7 +118,7 @@ def _open(source: Source, name: str, budget: Budget, depth: int) -> Iterator[Fou
         yield from reader(source, name, budget, depth)
     except (DamagedError, RefusedError, OversizeError) as error:
         yield Problem(name, str(error))
-        if budget.left < 0 or budget.members < 0:
+        if depth and (budget.left < 0 or budget.members < 0):
             raise _SpentError from error
     except _SpentError:
         if depth:
@@ -167,7 +168,10 @@ def _zip(source: Source, name: str, budget: Budget, depth: int) -> Iterator[Foun
                 piece = 1 << 20 if info.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) else _HEAD
                 with archive.open(info) as stream:
                     unpacked = _unpack(stream.read, member, budget, piece)
-            except (zipfile.BadZipFile, NotImplementedError, EOFError, zlib.error) as error:
+            except NotImplementedError as error:
+                yield Problem(member, f"cannot be unpacked: {error}")
+                continue
+            except (zipfile.BadZipFile, EOFError, OSError, zlib.error, lzma.LZMAError) as error:
                 yield Problem(member, f"damaged: {error}")
                 continue
             yield from _member(unpacked, member, budget, depth)

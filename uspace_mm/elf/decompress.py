@@ -8,10 +8,11 @@ import lzma
 import os
 import zlib
 from collections.abc import Callable
-from typing import IO, Protocol, cast
+from importlib.util import find_spec
+from typing import Protocol, cast
 
 from uspace_mm.elf.limits import Budget, RefusedError
-from uspace_mm.elf.source import Source, SourceReader
+from uspace_mm.elf.source import Source
 
 MAGICS = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 _CHUNK = 1 << 16
@@ -58,6 +59,46 @@ class _Gzip:
         return out
 
 
+class _Zstd:
+    """zstandard's object, which has no bound on what it returns: it gets its input in small pieces.
+
+    A block of 4 bytes becomes 128 KiB at most (RFC 8878, 3.1.1.2), so a piece becomes 32 MiB at most.
+    """
+
+    _PIECE = 1 << 10
+
+    def __init__(self, window_bytes: int) -> None:
+        import zstandard
+
+        self._error = zstandard.ZstdError
+        self._object = zstandard.ZstdDecompressor(max_window_size=window_bytes).decompressobj()
+        self._input = b""
+        self._output = memoryview(b"")
+
+    @property
+    def eof(self) -> bool:
+        return self._object.eof and not self._output
+
+    @property
+    def needs_input(self) -> bool:
+        return not self._output and not self._input
+
+    @property
+    def unused_data(self) -> bytes:
+        return self._object.unused_data + self._input
+
+    def decompress(self, data: bytes, max_length: int) -> bytes:
+        self._input += data
+        if not self._output and not self._object.eof:
+            piece, self._input = self._input[: self._PIECE], self._input[self._PIECE :]
+            try:
+                self._output = memoryview(self._object.decompress(piece))
+            except self._error as error:
+                raise ValueError(str(error)) from error
+        out, self._output = self._output[:max_length], self._output[max_length:]
+        return bytes(out)
+
+
 def compression_of(head: bytes) -> str | None:
     """The name of the compression that begins with `head`, None when it is none of ours."""
     return next((name for magic, name in MAGICS.items() if head.startswith(magic)), None)
@@ -69,11 +110,12 @@ def open_stream(source: Source, start: int, length: int, name: str, budget: Budg
     `name` is what :func:`compression_of` said. Reading raises :class:`DamagedError`, and
     :class:`~uspace_mm.elf.limits.RefusedError` when it is more than `budget` allows.
     """
-    if name == "zstd":
-        return ForwardFile(_zstd(source, start, length, budget), budget)
+    if name == "zstd" and find_spec("zstandard") is None:
+        raise RefusedError("compressed with zstd: install the Python package zstandard")
     make: dict[str, Callable[[], object]] = {
         "gzip": _Gzip,
         "bzip2": bz2.BZ2Decompressor,
+        "zstd": lambda: _Zstd(budget.limits.decoder_bytes >> 1),
         "xz": lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=budget.limits.decoder_bytes),
     }
     factory = cast("Callable[[], _Decoder]", make[name])
@@ -113,7 +155,7 @@ class _Streams:
             try:
                 out = self._decoder.decompress(self._pending, size)
             except (OSError, zlib.error, lzma.LZMAError, EOFError, ValueError) as error:
-                if "memory usage limit" in str(error).lower():
+                if "memory" in str(error).lower():  # xz: usage limit reached; zstd: requires too much
                     raise RefusedError("wants more memory to be unpacked than the audit grants") from error
                 raise DamagedError(f"damaged: {error}") from error
             self._pending = b""
@@ -132,28 +174,6 @@ class _Streams:
                 self._end = self._position  # the file became shorter
             self._position += len(data)
             self._pending += data
-
-
-def _zstd(source: Source, start: int, length: int, budget: Budget) -> Callable[[int], bytes]:
-    try:
-        import zstandard
-    except ImportError as error:
-        raise RefusedError("compressed with zstd: install the Python package zstandard") from error
-    reader = SourceReader(source, start=start, length=length, limit=1 << 30)
-    decoder = zstandard.ZstdDecompressor(max_window_size=budget.limits.decoder_bytes >> 1)
-    stream = decoder.stream_reader(
-        cast("IO[bytes]", reader), read_size=_CHUNK, read_across_frames=True, closefd=False
-    )
-
-    def read(size: int) -> bytes:
-        try:
-            return stream.read(size)
-        except zstandard.ZstdError as error:
-            if "memory" in str(error):
-                raise RefusedError("wants more memory to be unpacked than the audit grants") from error
-            raise DamagedError(f"damaged: {error}") from error
-
-    return read
 
 
 class ForwardFile(io.RawIOBase):
