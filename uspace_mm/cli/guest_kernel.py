@@ -10,4 +10,10 @@ class Command(Nested):
 
     name = "kernel"
     help = "Build or fetch arm64 kernels with 4K, 16K and 64K pages, and say what an image is made of."
-    modules = ("guest_kernel_build",)
+    modules = (
+        "guest_kernel_build",
+        "guest_kernel_fetch",
+        "guest_kernel_inspect",
+        "guest_kernel_compare",
+        "guest_kernel_list",
+    )
