@@ -54,7 +54,8 @@ void umm_command_init(struct umm_command *command)
 		command->out[i] = -1;
 }
 
-/* argv, and behind its NULL the environment, point into the frame. NULL when the payload is not what it says. */
+/* argv, and behind its NULL the environment, point into the frame. NULL when the payload is not what it says.
+ */
 static char **parse_texts(const struct umm_frame *frame, uint32_t argc, uint32_t envc, const char **cwd)
 {
 	const char *at = (const char *)frame->payload + START_HEAD;

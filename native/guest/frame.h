@@ -41,7 +41,8 @@ struct umm_frame_header {
 enum umm_frame_type {
 	/* from the agent */
 	UMM_FRAME_HELLO = 1,   /* text: lines NAME=VALUE: protocol, page_size (AT_PAGESZ), release, machine,
-	                          cpus, memory */
+	                          cpus, memory, pvpanic (1: the kernel tells
+	                          QEMU of a panic) */
 	UMM_FRAME_STARTED = 2, /* u32 pid */
 	UMM_FRAME_STDOUT = 3,  /* bytes */
 	UMM_FRAME_STDERR = 4,

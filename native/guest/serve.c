@@ -45,9 +45,9 @@ static void say_hello(struct agent *agent)
 	uname(&name);
 	long page = (long)getauxval(AT_PAGESZ);
 	int length = snprintf(text, sizeof text,
-	        "protocol=%d\npage_size=%ld\nrelease=%s\nmachine=%s\ncpus=%ld\nmemory=%lld\n",
+	        "protocol=%d\npage_size=%ld\nrelease=%s\nmachine=%s\ncpus=%ld\nmemory=%lld\npvpanic=%d\n",
 	        UMM_AGENT_PROTOCOL, page, name.release, name.machine, sysconf(_SC_NPROCESSORS_ONLN),
-	        (long long)sysconf(_SC_PHYS_PAGES) * page);
+	        (long long)sysconf(_SC_PHYS_PAGES) * page, !access("/sys/bus/pci/drivers/pvpanic-pci", F_OK));
 	umm_wire_answer(&agent->wire, UMM_FRAME_HELLO, 0, text, (size_t)length);
 }
 

@@ -6,7 +6,7 @@ import shutil
 import socket
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -49,7 +49,6 @@ def running(agent: Path) -> Iterator[tuple[socket.socket, subprocess.Popen[bytes
 @contextmanager
 def conversing(agent: Path) -> Iterator[Conversation]:
     """A conversation with it, after HELLO."""
-    with running(agent) as (stream, _):
-        conversation = Conversation(stream)
+    with running(agent) as (stream, _), closing(Conversation(stream)) as conversation:
         conversation.hello(30)
         yield conversation

@@ -1,4 +1,4 @@
-"""The agent and the host's side of the conversation with it, without a guest: commands, their ends, their output."""
+"""The agent and the host's side of the conversation with it, without a guest: commands and their ends."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ import os
 import resource
 import signal
 import socket
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -65,8 +67,8 @@ def run(
 
 
 def test_it_says_hello_with_the_page_size(agent: Path) -> None:
-    with running(agent) as (stream, _):
-        hello = Conversation(stream).hello(30)
+    with running(agent) as (stream, _), closing(Conversation(stream)) as conversation:
+        hello = conversation.hello(30)
     assert int(hello["page_size"]) == resource.getpagesize()
     assert hello["machine"] == os.uname().machine
     assert hello["release"] == os.uname().release
@@ -82,7 +84,8 @@ def test_commands_in_turn_with_their_streams_apart(conversation: Conversation) -
         cwd="/usr",
     )
     assert outcome == Exited(7)
-    assert (output.out, output.err, output.report) == (b"/usr\n", b"err\n", "é\n".encode())
+    assert (bytes(output.out), bytes(output.err)) == (b"/usr\n", b"err\n")
+    assert output.report.decode() == "é\n"
     assert run(conversation, "true")[0] == Exited(0)
 
 
@@ -166,24 +169,27 @@ def test_stdin_from_a_pipe_that_stays_open(conversation: Conversation) -> None:
 
 
 def test_a_ping_is_answered_while_the_command_neither_reads_nor_stops_writing(agent: Path) -> None:
-    with running(agent) as (stream, _):
-        conversation = Conversation(stream)
-        conversation.hello(30)
-        answers = 0
+    with conversing(agent) as conversation:
+        started = threading.Event()
+        answers: list[bool] = []
 
-        def flooded(data: bytes) -> None:
-            nonlocal answers
-            # From within: the conversation is at work on the command.
-            if answers < 3:
-                answers += 1
-                conversation._send(FrameType.PING, b"", 0)
+        def ask() -> None:
+            started.wait()
+            answers.extend(conversation.answers(30) for _ in range(3))
 
+        asking = threading.Thread(target=ask)
+        asking.start()
         with pytest.raises(GuestError) as caught:
             conversation.run(
-                ["sh", "-c", "yes"], env=PATH, stdin=bytes(2 * STDIN_WINDOW), on_stdout=flooded, timeout_s=1
+                ["yes"],
+                env=PATH,
+                stdin=bytes(2 * STDIN_WINDOW),
+                on_stdout=lambda data: started.set(),
+                timeout_s=1,
             )
         assert caught.value.outcome == TimedOut("command", 1)
-        assert answers == 3
+        asking.join()
+        assert answers == [True] * 3
         conversation._received.clear()
         assert conversation.ping(30)
 
@@ -216,21 +222,22 @@ def test_what_is_no_frame_ends_the_conversation(agent: Path) -> None:
             assert os.waitstatus_to_exitcode(status) == 1
 
 
-def test_an_agent_that_dies_is_a_lost_channel(agent: Path) -> None:
+def test_an_agent_that_dies_is_a_lost_channel() -> None:
     ours, its = socket.socketpair()
-    with ours:
+    with ours, closing(Conversation(ours)) as conversation:
         with its:
             its.sendall(Encoder().encode(FrameType.HELLO, b"protocol=1\n")[:-3])
         with pytest.raises(GuestError) as caught:
-            Conversation(ours).hello(30)
+            conversation.hello(30)
     assert isinstance(caught.value.outcome, ChannelLost)
     assert "into a frame" in str(caught.value)
 
 
-def test_a_silent_agent_is_noticed(agent: Path) -> None:
+def test_a_silent_agent_is_noticed() -> None:
     ours, its = socket.socketpair()
-    with ours, its:
+    with ours, its, closing(Conversation(ours)) as conversation:
         with pytest.raises(GuestError) as caught:
-            Conversation(ours).hello(0.2)
+            conversation.hello(0.2)
         assert caught.value.outcome == TimedOut("init", 0.2)
-        assert not Conversation(ours).ping(0.2)
+        assert not conversation.ping(0.2)
+        assert not conversation.answers(0.2)

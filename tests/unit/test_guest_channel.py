@@ -162,7 +162,7 @@ def test_payloads_hold_what_they_are_made_of() -> None:
     assert channel.parse_hello(b"protocol=1\npage_size=16384\n")["page_size"] == "16384"
     with pytest.raises(ChannelError, match="protocol 2"):
         channel.parse_hello(b"protocol=2\n")
-    with pytest.raises(ValueError, match="NUL"):
+    with pytest.raises(channel.InvalidCommand, match="NUL"):
         channel.start_payload(["a\0b"])
-    with pytest.raises(ValueError, match="no command"):
+    with pytest.raises(channel.InvalidCommand, match="no command"):
         channel.start_payload([])

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from zlib import crc32
 
-from uspace_mm.errors import UspaceError
+from uspace_mm.errors import InputError, UspaceError
 
 MAGIC = 0x314D4D55
 PROTOCOL = 1
@@ -61,6 +61,10 @@ class ExitHow(IntEnum):
     STATUS = 0
     SIGNAL = 1
     NOT_STARTED = 2
+
+
+class InvalidCommand(InputError):
+    """A command or a name that cannot be told to the agent."""
 
 
 class ChannelError(UspaceError):
@@ -172,11 +176,11 @@ class Decoder:
 
 
 def texts(items: Iterable[str | bytes]) -> bytes:
-    """NUL-terminated texts one after the other. Raises :class:`ValueError` for a text that holds a NUL."""
+    """NUL-terminated texts one after the other. Raises :class:`InvalidCommand` for one that holds a NUL."""
     parts = [item if isinstance(item, bytes) else item.encode("utf-8", "surrogateescape") for item in items]
     for part in parts:
         if b"\0" in part:
-            raise ValueError(f"{part!r} holds a NUL byte")
+            raise InvalidCommand(f"{part!r} holds a NUL byte")
     return b"".join(part + b"\0" for part in parts)
 
 
@@ -193,14 +197,17 @@ def start_payload(
     terminal: tuple[int, int] | None = None,
     stdin: bool = True,
 ) -> bytes:
-    """The payload of START; `terminal` is (rows, columns). Raises :class:`ValueError` for an empty `argv`."""
+    """The payload of START; `terminal` is (rows, columns). Raises :class:`InvalidCommand`."""
     if not argv:
-        raise ValueError("no command given")
+        raise InvalidCommand("no command given")
     variables = [f"{name}={value}" for name, value in (env or {}).items()]
     rows, columns = terminal or (0, 0)
     flags = (START_TERMINAL if terminal else 0) | (0 if stdin else START_NO_STDIN)
     head = struct.pack("<5I", flags, rows, columns, len(argv), len(variables))
-    return head + texts([cwd, *argv, *variables])
+    payload = head + texts([cwd, *argv, *variables])
+    if len(payload) > PAYLOAD_MAX:
+        raise InvalidCommand(f"{len(payload)} bytes of arguments and environment, more than {PAYLOAD_MAX}")
+    return payload
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,11 @@ command's stdin, never longer than the deadline of the request.
 
 from __future__ import annotations
 
+import os
 import select
 import socket
 import struct
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import IO, NoReturn, Protocol, TypeVar
@@ -30,6 +32,8 @@ from uspace_mm.guest.outcome import (
 )
 
 Sink = Callable[[bytes], object]
+# The new rows and columns of the terminal, None while they are the same.
+Resized = Callable[[], tuple[int, int] | None]
 _T = TypeVar("_T")
 
 _READ_BYTES = 1 << 18
@@ -56,6 +60,7 @@ class Conversation:
     """Talks to the agent on `stream`, which it makes non-blocking and does not close.
 
     A request raises :class:`GuestError` when the conversation cannot go on; it is of no use after that.
+    Requests are for one thread at a time; :meth:`answers` may be asked meanwhile from others.
     """
 
     def __init__(self, stream: socket.socket, watcher: Watcher | None = None, *, end_s: float = 60.0) -> None:
@@ -70,6 +75,12 @@ class Conversation:
         self._last_id = 0
         self._last_heard = time.monotonic()
         self._asked: float | None = None
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._heard = threading.Condition()
+
+    def close(self) -> None:
+        """Give back what it holds; the stream is the caller's."""
+        os.close(self._wake)
 
     def hello(self, limit_s: float) -> dict[str, str]:
         """The fields of the agent's HELLO; raises with SetUpFailed, or TimedOut in the phase "init"."""
@@ -88,7 +99,7 @@ class Conversation:
         on_report: Sink | None = None,
         timeout_s: float | None = None,
         terminal: tuple[int, int] | None = None,
-        resized: Callable[[], tuple[int, int] | None] | None = None,
+        resized: Resized | None = None,
     ) -> Outcome:
         """How `argv` ended; what it writes goes to the sinks as it comes.
 
@@ -191,6 +202,13 @@ class Conversation:
                 return False
             raise
 
+    def answers(self, timeout_s: float) -> bool:
+        """Whether the agent answers in time, while another thread runs a command."""
+        asked = time.monotonic()
+        os.eventfd_write(self._wake, 1)
+        with self._heard:
+            return self._heard.wait_for(lambda: self._last_heard > asked, timeout_s)
+
     def set_clock(self, entropy: bytes) -> None:
         """Set the guest's clock to ours, and add `entropy` (at most 512 bytes) to its random numbers."""
         id_ = self._new_id()
@@ -277,6 +295,7 @@ class Conversation:
             raise GuestError(TimedOut(*phase))
         poller = select.poll()
         poller.register(self._stream, select.POLLIN | (select.POLLOUT if self._unsent else 0))
+        poller.register(self._wake, select.POLLIN)
         if self._watcher is not None:
             poller.register(self._watcher.fileno(), select.POLLIN)
         if feed is not None and feed.descriptor is not None:
@@ -286,6 +305,9 @@ class Conversation:
         if self._stream.fileno() in ready:
             self._flush()
             self._receive()
+        if self._wake in ready:
+            os.eventfd_read(self._wake)
+            self._send(FrameType.PING, b"", 0)
         if self._watcher is not None and self._watcher.fileno() in ready and not self._received:
             self._watcher.check()
         if feed is not None and feed.descriptor in ready:
@@ -306,7 +328,9 @@ class Conversation:
             except ChannelError as error:
                 self._ended(str(error))
             self._ended("the other side closed it")
-        self._last_heard, self._asked = time.monotonic(), None
+        with self._heard:
+            self._last_heard, self._asked = time.monotonic(), None
+            self._heard.notify_all()
         try:
             self._received += self._decoder.feed(data)
         except ChannelError as error:

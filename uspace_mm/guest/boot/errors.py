@@ -9,11 +9,15 @@ from uspace_mm.guest.outcome import Outcome
 
 
 class GuestError(UspaceError):
-    """A guest did not come up, or ended before it was told to; ``outcome`` says how."""
+    """A guest did not come up, or ended before it was told to; ``outcome`` says how.
+
+    ``console`` is what it printed, where the guest itself is not there to ask.
+    """
 
     def __init__(self, outcome: Outcome) -> None:
         super().__init__(str(outcome))
         self.outcome = outcome
+        self.console = ""
 
 
 class GuestFileError(UspaceError):

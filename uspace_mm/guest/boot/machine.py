@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -16,15 +17,26 @@ class Machine:
 
 @dataclass(frozen=True)
 class Deadlines:
-    """Seconds that each phase of a boot may take; emulation and load are in the defaults' margin.
+    """Seconds that each phase may take on an idle machine with KVM; :meth:`scaled` is what is waited for.
 
     ``first_byte_s``: from the launch to the first byte on the console; ``init_s``: from there to the agent's
     HELLO; ``end_s``: for the answer to a request that needs no time, and for files that come back.
     """
 
-    first_byte_s: float = 30.0
-    init_s: float = 60.0
-    end_s: float = 60.0
+    first_byte_s: float = 5.0
+    init_s: float = 15.0
+    end_s: float = 15.0
+
+    def scaled(self, *, emulated: bool) -> Deadlines:
+        """Longer by what emulation costs, and by how many others wait for each CPU of this machine."""
+        load = os.getloadavg()[0] / (os.cpu_count() or 1)
+        factor = (4.0 if emulated else 1.0) * max(1.0, load)
+        return replace(
+            self,
+            first_byte_s=self.first_byte_s * factor,
+            init_s=self.init_s * factor,
+            end_s=self.end_s * factor,
+        )
 
 
 @dataclass(frozen=True)
@@ -36,3 +48,5 @@ class Hello:
     machine: str
     cpus: int
     memory_bytes: int
+    #: Whether the guest's kernel tells QEMU of a panic, so that the console need not be looked at for it.
+    reports_panics: bool
