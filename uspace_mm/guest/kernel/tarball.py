@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import shutil
@@ -53,7 +54,7 @@ def unpack(path: Path, to: Path, progress: Progress) -> Path:
     progress(f"unpacking {path.name}", 0.0)
     try:
         with (
-            path.open("rb") as file,
+            path.open("rb", buffering=0) as file,
             _stream(path, file) as stream,
             tarfile.open(fileobj=stream, mode="r|", bufsize=1 << 20, tarinfo=_Member) as archive,
         ):
@@ -61,8 +62,7 @@ def unpack(path: Path, to: Path, progress: Progress) -> Path:
                 unpacker.member(archive, member)
                 if count % 500 == 0:
                     # The tool shares the open file, so its place in it is how far it has read.
-                    done = os.lseek(file.fileno(), 0, os.SEEK_CUR)
-                    progress(f"unpacking {path.name}", done / max(1, size))
+                    progress(f"unpacking {path.name}", file.tell() / max(1, size))
     except (tarfile.TarError, EOFError) as error:
         raise InputError(f"{path}: not a whole tarball: {error}") from error
     tops = list(to.iterdir())
@@ -145,10 +145,9 @@ class _Unpacker:
 
 
 @contextmanager
-def _stream(path: Path, file: IO[bytes]) -> Iterator[IO[bytes]]:
+def _stream(path: Path, file: io.FileIO) -> Iterator[IO[bytes]]:
     """The tar stream in `file`, unpacked by a process of its own so that both CPUs have work."""
     head = file.read(8)
-    os.lseek(file.fileno(), 0, os.SEEK_SET)
     file.seek(0)
     found = next(((tool, package) for magic, tool, package in _MAGICS if head.startswith(magic)), None)
     if found is None:
