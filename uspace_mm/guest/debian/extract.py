@@ -34,7 +34,7 @@ def extract(deb: Path, to: Path, *, only: Callable[[str], bool] | None = None) -
                 name = member.name.removeprefix("./").rstrip("/")
                 if name in ("", "."):
                     continue
-                if only is None or (only(name) and not member.isdir()):
+                if only is None or only(name):
                     unpack.member(archive, member, name)
     except (tarfile.TarError, EOFError, ValueError) as error:
         if isinstance(error, InputError):
