@@ -66,14 +66,16 @@ class Archive:
         self._progress = progress
 
     def packages(
-        self, names: Iterable[str], *, dependencies: bool = False, exclude: Iterable[str] = ()
+        self, names: Iterable[str], *, dependencies: bool = False, exclude: Iterable[str | Package] = ()
     ) -> list[Package]:
         """The newest version of each of `names`, sorted by name; with `dependencies`, of what they need, too.
 
-        `exclude` names packages that count as installed: neither they nor what only they need is listed.
-        Raises :class:`InputError` for a name that the suite does not have or that cannot be installed.
+        `exclude` are packages that count as installed: neither they nor what only they need is listed, except
+        where one given with its version is too old. Raises :class:`InputError` for a name that the suite does
+        not have or that cannot be installed.
         """
         wanted = sorted(set(names))
+        exclude = list(exclude)
         for name in wanted:
             if not _NAME.fullmatch(name):
                 raise InputError(f"package {name!r}: not a name of a Debian package")
@@ -83,8 +85,13 @@ class Archive:
             self._refresh_when_old(apt)
             found = self._show(apt, wanted)
             if dependencies:
-                closure = self._closure(apt, wanted, sorted(set(exclude)))
-                found = self._show(apt, [name for name in closure if name not in set(exclude)])
+                names_out = [item for item in exclude if isinstance(item, str)]
+                out = [item for item in exclude if isinstance(item, Package)]
+                out += self._show(apt, sorted(set(names_out))).values() if names_out else ()
+                versions = {package.name: package.version for package in out}
+                needed = self._closure(apt, wanted, out)
+                found = self._show(apt, [name for name in needed if name not in names_out])
+                found = {name: found[name] for name in found if found[name].version != versions.get(name)}
         return sorted(found.values(), key=lambda package: package.name)
 
     def fetch(self, packages: Iterable[Package]) -> list[Path]:
@@ -139,7 +146,7 @@ class Archive:
                 yield _Apt(folder, configuration.write(folder, uri, self.suite, self.architecture))
         except OSError as error:
             raise cache.CacheError(
-                f"cannot write to {folder}: {error.strerror}; free space or set UMM_GUEST_CACHE to another folder"
+                f"cannot write to {folder}: {error.strerror}; free space, or set UMM_GUEST_CACHE"
             ) from error
 
     def _refresh_when_old(self, apt: _Apt) -> None:
@@ -179,12 +186,13 @@ class Archive:
             )
         return found
 
-    def _closure(self, apt: _Apt, names: Sequence[str], exclude: Sequence[str]) -> list[str]:
+    def _closure(self, apt: _Apt, names: Sequence[str], exclude: Sequence[Package]) -> list[str]:
         # What is excluded counts as installed, so that apt's own resolver leaves it and its needs out.
         installed = [
-            f"Package: {package.name}\nStatus: install ok installed\n"
-            f"Version: {package.version}\nArchitecture: {package.architecture}\nMulti-Arch: foreign\nMaintainer: none\nDescription: none\n"
-            for package in (self._show(apt, exclude).values() if exclude else ())
+            f"Package: {package.name}\nStatus: install ok installed\nVersion: {package.version}\n"
+            f"Architecture: {package.architecture}\nMulti-Arch: foreign\n"
+            "Maintainer: none\nDescription: none\n"
+            for package in exclude
         ]
         status = apt.folder / "assumed"
         status.write_text("\n".join(installed))

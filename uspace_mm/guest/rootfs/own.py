@@ -1,0 +1,147 @@
+"""The layer with this package and its C core compiled for the guest, and the agent that is its init."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+
+import uspace_mm
+from uspace_mm.errors import UspaceError
+from uspace_mm.guest import cache
+from uspace_mm.guest.progress import Progress, silent
+from uspace_mm.guest.rootfs import bytecode, image, toolchain
+from uspace_mm.guest.rootfs.packages import identity
+from uspace_mm.guest.rootfs.sources import digest_of_files, makers
+from uspace_mm.guest.rootfs.target import OWN_SITE, PYTHON, TRIPLET
+from uspace_mm.guest.sources import native_sources
+
+# Rooms of native/ that are not part of the extension module.
+_NOT_CORE = {"tests", "guest", "cffi", "cross", "settings", "core"}
+# As in native/settings/meson.build.
+_CORE_OPTIONS = (
+    "-std=gnu11",
+    "-O2",
+    "-g1",
+    "-D_GNU_SOURCE",
+    "-DXXH_INLINE_ALL",
+    "-fPIC",
+    "-fvisibility=hidden",
+)
+_AGENT_OPTIONS = ("-std=gnu11", "-O2", "-D_GNU_SOURCE", "-Wall", "-pthread")
+_PROGRAM = "#!/usr/bin/python3\nimport sys\n\nfrom uspace_mm.cli import main\n\nsys.exit(main())\n"
+
+
+def agent(progress: Progress = silent) -> Path:
+    """The static program that is the guest's init, from ``native/guest``."""
+    native = native_sources()
+    files = [path for path in sorted((native / "guest").glob("*.[ch]")) if not path.name.startswith("test")]
+
+    def make(entry: Path) -> None:
+        progress("compiling the guest's agent")
+        with toolchain.toolchain(progress) as tools, tempfile.TemporaryDirectory() as folder:
+            sources = [path for path in files if path.suffix == ".c"]
+            objects = tools.compile(sources, Path(folder), [*_AGENT_OPTIONS, f"-I{native}"])
+            tools.link(objects, entry / "agent", ["-static", "-pthread", "-s"])
+
+    inputs = {
+        "sources": digest_of_files((path.name, path) for path in files),
+        "options": _AGENT_OPTIONS,
+        "makers": makers("own", "toolchain"),
+        **toolchain.key(progress),
+    }
+    return cache.obtain("agent", inputs, make, progress=progress) / "agent"
+
+
+def obtain(progress: Progress = silent) -> Path:
+    """The image with this package."""
+    native = native_sources()
+    package = Path(uspace_mm.__file__).parent
+    described = _metadata()
+
+    def make(entry: Path) -> None:
+        started_s = time.time()
+        with tempfile.TemporaryDirectory(dir=entry) as folder:
+            tree = Path(folder) / "tree"
+            site = tree / OWN_SITE
+            for name, path in _python_files(package):
+                to = site / "uspace_mm" / name
+                to.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, to)
+            progress("compiling the C core for the guest")
+            _extension(native, site, Path(folder), progress)
+            about = site / f"uspace_mm-{uspace_mm.__version__}.dist-info"
+            about.mkdir()
+            for name, text in described.items():
+                (about / name).write_text(text)
+            command = tree / "usr/bin/uspace-mm"
+            command.parent.mkdir(parents=True)
+            command.write_text(_PROGRAM)
+            command.chmod(0o755)
+            image.normalise(tree, started_s)
+            bytecode.compile_tree(tree, progress)
+            image.pack(tree, entry / image.NAME, started_s, progress)
+
+    inputs = {
+        "python": digest_of_files(_python_files(package)),
+        "native": digest_of_files(_native_files(native)),
+        "metadata": described,
+        "bytecode": identity(bytecode.host_python().resolve(progress)),
+        "image": image.identity(),
+        "makers": makers("own", "toolchain", "bytecode", "image", "target"),
+        **toolchain.key(progress),
+    }
+    return cache.obtain("root-own", inputs, make, progress=progress) / image.NAME
+
+
+def _extension(native: Path, site: Path, folder: Path, progress: Progress) -> None:
+    """Compile ``uspace_mm._native`` from the core and the C that cffi writes."""
+    generated = folder / "_native.c"
+    declarations = [str(path) for path in sorted((native / "cffi").glob("*.cdef"))]
+    build = native / "cffi/build.py"
+    done = subprocess.run(
+        [sys.executable, str(build), str(generated), str(build), *declarations],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        last = done.stderr.strip().splitlines()[-1:] or ["no reason"]
+        raise UspaceError(f"{build} failed: {last[0]}")
+    core = [path for path in _native_sources(native) if path.suffix == ".c"]
+    with toolchain.toolchain(progress) as tools:
+        options = [*_CORE_OPTIONS, f"-I{native}", f"-I{tools.include}/python{PYTHON}"]
+        objects = tools.compile([generated, *core], folder, options)
+        name = f"_native.cpython-{PYTHON.replace('.', '')}-{TRIPLET}.so"
+        tools.link(
+            objects, site / "uspace_mm" / name, ["-shared", "-pthread", "-Wl,-z,max-page-size=0x10000"]
+        )
+
+
+def _native_sources(native: Path) -> list[Path]:
+    return sorted(path for path in native.glob("*/*.[ch]") if path.parent.name not in _NOT_CORE)
+
+
+def _native_files(native: Path) -> Iterator[tuple[str, Path]]:
+    for path in [*_native_sources(native), *(native / "cffi").glob("*.cdef"), native / "cffi/build.py"]:
+        yield str(path.relative_to(native)), path
+
+
+def _python_files(package: Path) -> Iterator[tuple[str, Path]]:
+    for path in package.rglob("*.py"):
+        name = path.relative_to(package)
+        if name.parts[0] != "_sources":
+            yield str(name), path
+    yield "py.typed", package / "py.typed"
+
+
+def _metadata() -> dict[str, str]:
+    """The files of our ``.dist-info`` that importlib.metadata reads: name, version, entry points."""
+    found = metadata.distribution("uspace-mm")
+    texts = {name: found.read_text(name) for name in ("METADATA", "entry_points.txt")}
+    return {name: text for name, text in texts.items() if text}
