@@ -85,7 +85,7 @@ class Wheels:
 
 
 def unpack(files: Sequence[Path], tree: Path, site: str, scripts: str, progress: Progress = silent) -> None:
-    """Install `files` in `tree`: modules in its folder `site`, programs in `scripts`, data in ``usr/local``."""
+    """Install `files` in `tree`: modules in its folder `site`, programs in `scripts`, data in usr/local."""
     if not files:
         return
     progress(f"unpacking {len(files)} wheels")
