@@ -6,6 +6,7 @@ from uspace_mm.guest.boot.errors import GuestError, GuestFileError
 from uspace_mm.guest.boot.guest import Guest, boot
 from uspace_mm.guest.boot.launch import Kernel, RootFilesystem
 from uspace_mm.guest.boot.machine import Deadlines, Hello, Machine
+from uspace_mm.guest.boot.ready import ready
 
 __all__ = [
     "Deadlines",
@@ -17,4 +18,5 @@ __all__ = [
     "Machine",
     "RootFilesystem",
     "boot",
+    "ready",
 ]

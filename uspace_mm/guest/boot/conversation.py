@@ -205,9 +205,13 @@ class Conversation:
     def answers(self, timeout_s: float) -> bool:
         """Whether the agent answers in time, while another thread runs a command."""
         asked = time.monotonic()
-        os.eventfd_write(self._wake, 1)
+        self.nudge()
         with self._heard:
             return self._heard.wait_for(lambda: self._last_heard > asked, timeout_s)
+
+    def nudge(self) -> None:
+        """Wake whoever waits in a request: it asks the agent for a sign of life."""
+        os.eventfd_write(self._wake, 1)
 
     def set_clock(self, entropy: bytes) -> None:
         """Set the guest's clock to ours, and add `entropy` (at most 512 bytes) to its random numbers."""

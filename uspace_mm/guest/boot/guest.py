@@ -186,6 +186,11 @@ class Guest:
         finally:
             self._talking.release()
 
+    def nudge(self) -> None:
+        """Have `resized` of a :meth:`run` asked now; may be called by a signal handler."""
+        if self._console is None:
+            self._conversation.nudge()
+
     @contextmanager
     def _talk(self) -> Iterator[None]:
         """A request to the agent; a conversation that broke is of no more use: the guest is closed."""
