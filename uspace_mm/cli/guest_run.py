@@ -35,8 +35,8 @@ class Command:
     def prepare_parser(self, parser: argparse.ArgumentParser) -> None:
         parser.usage = "%(prog)s --page-size 4k|16k|64k [options] -- COMMAND..."
         parser.epilog = (
-            "Exit status: the command's; 124 timed out, 125 the guest ended otherwise, 126 or 127 the command "
-            "could not be started, 128 and its number when a signal killed it."
+            "Exit status: the command's; 124 timed out, 125 the guest ended otherwise, 126 or 127 it could "
+            "not be started, 128 and its number when a signal killed it."
         )
         parser.add_argument("--page-size", required=True, metavar="SIZE", help="4k, 16k or 64k")
         add_machine_options(parser)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from importlib import import_module
 from pathlib import Path
 
 from uspace_mm.guest.boot.guest import Guest, boot
@@ -31,19 +32,19 @@ def ready(
 ) -> Guest:
     """A booted guest with `page_size`.
 
-    `kernel` is ``"built"`` (our own; None means it too), ``"debian"``, or an image. `root` is used as it is; without
-    it one is made with `packages`, `wheels`, `pips`, `overlays` and `own` as for
+    `kernel` is ``"built"`` (our own; None means it too), ``"debian"``, or an image. `root` is used as it is;
+    without it one is made with `packages`, `wheels`, `pips`, `overlays` and `own` as for
     :func:`uspace_mm.guest.rootfs.obtain`. What is missing is made, which takes minutes for a kernel the first
     time. Raises what that raises, and what :func:`boot` raises.
     """
     # Before the root file system: what is wrong with it is known at once.
     found = find_kernel(page_size, kernel, progress=progress)
     if root is None:
-        from uspace_mm.guest import rootfs
-
+        rootfs = import_module("uspace_mm.guest.rootfs")
         root = rootfs.obtain(
             packages=packages, wheels=wheels, pips=pips, overlays=overlays, own=own, progress=progress
         )
+    assert root is not None
     return boot(found, page_size, root, machine, deadlines=deadlines, progress=progress)
 
 
