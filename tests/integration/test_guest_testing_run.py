@@ -9,7 +9,7 @@ import pytest
 from tests.stand_in import Booter
 from uspace_mm.guest.pagesize import parse_page_size
 from uspace_mm.guest.testing.job import Job, Limits
-from uspace_mm.guest.testing.results import SizeResult, CaseResult
+from uspace_mm.guest.testing.results import CaseResult, SizeResult
 from uspace_mm.guest.testing.size_run import Listener, SizeRun
 
 K16 = parse_page_size("16k")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from uspace_mm.guest.testing.results import SizeResult, CaseResult
+from uspace_mm.guest.testing.results import CaseResult, SizeResult
 
 
 def report(

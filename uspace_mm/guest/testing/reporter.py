@@ -4,12 +4,13 @@ It is loaded as a module of its own (``-p umm_reporter``) from a folder that hol
 driver, so it knows the standard library and pytest, and nothing of the package. What it writes is one line
 per record, ``@umm CRC JSON`` with the CRC-32 of the JSON text in hexadecimal, so that the host can tell
 records from whatever else a test writes to the descriptor. Text without that form is a stack dump of
-faulthandler, or garbage; records.py is the other side.
+faulthandler, or garbage; records.py is the other side. PYTEST_DONT_REWRITE
 """
 
 from __future__ import annotations
 
 import faulthandler
+import io
 import json
 import os
 import platform
@@ -29,6 +30,11 @@ JOB: dict[str, Any] | None = None
 # More than that of one captured stream is cut in the middle: the host keeps the reports of all sizes in
 # memory.
 SECTION_MAX = 4 << 20
+# Options of the host's plugin, and settings of the same names.
+HOST_OPTIONS = (
+    *("page-sizes", "memory", "cpus", "kernel", "wheel", "pip"),
+    *("overlay", "project", "test-timeout"),
+)
 CLOSED = 71  # exit status: a test closed the descriptor, so no result can be reported any more
 
 
@@ -206,6 +212,16 @@ class Reporter:
         self._channel.write("end", status=int(exitstatus), stopped=str(stopped) if stopped else "")
 
 
+class Quiet:
+    """The terminal's reporter prints nowhere: the host has its own, ``-s`` wants the tests' output."""
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_sessionstart(self, session: pytest.Session) -> None:
+        terminal = session.config.pluginmanager.getplugin("terminalreporter")
+        if terminal is not None:
+            terminal._tw._file = io.StringIO()
+
+
 def _cut(text: str) -> str:
     if len(text) <= SECTION_MAX:
         return text
@@ -214,13 +230,12 @@ def _cut(text: str) -> str:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    # The host's plugin has these; a project may name them in its addopts.
-    if "uspace_mm.guest.testing.plugin" not in sys.modules:
+    # A project may name them in its addopts.
+    if JOB is not None or "uspace_mm.guest.testing.plugin" not in sys.modules:
         group = parser.getgroup("guest")
-        for option in ("page-sizes", "memory", "cpus", "kernel", "wheel", "pip", "test-timeout"):
+        for option in HOST_OPTIONS:
             group.addoption(f"--guest-{option}", action="append", default=None)
-            if option != "page-sizes":
-                parser.addini(f"guest_{option.replace('-', '_')}", "for the host", type="args", default=[])
+            parser.addini(f"guest_{option.replace('-', '_')}", "for the host", type="args", default=[])
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -229,4 +244,6 @@ def pytest_configure(config: pytest.Config) -> None:
     if JOB is not None and not hasattr(config, "workerinput"):
         vars(config.option).update(JOB.get("options") or {})
         descriptor = JOB["descriptor"]
+        if JOB.get("options") is not None:
+            config.pluginmanager.register(Quiet(), "umm-quiet")
         config.pluginmanager.register(Reporter(config, Channel(descriptor), JOB), "umm-reporter-hooks")

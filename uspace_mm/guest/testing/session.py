@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from uspace_mm.guest.outcome import Exited, Killed, Outcome
 from uspace_mm.guest.pagesize import PageSize
 from uspace_mm.guest.testing.records import Record
-from uspace_mm.guest.testing.results import SizeResult, CaseResult
+from uspace_mm.guest.testing.results import CaseResult, SizeResult
 
 if TYPE_CHECKING:
     from uspace_mm.guest.testing.size_run import Listener

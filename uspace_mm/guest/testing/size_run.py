@@ -24,7 +24,7 @@ from uspace_mm.guest.testing import session
 from uspace_mm.guest.testing.job import Job, join
 from uspace_mm.guest.testing.machine import Boot, BootFailed, Machine
 from uspace_mm.guest.testing.records import Decoder
-from uspace_mm.guest.testing.results import SizeResult, CaseResult
+from uspace_mm.guest.testing.results import CaseResult, SizeResult
 
 # Kept of what pytest prints, for the case that it does not even start.
 OUTPUT_MAX = 64 << 10
@@ -58,10 +58,25 @@ class Listener:
 
 
 class SizeRun:
-    """Runs one job on one page size; `go` once."""
+    """Runs one job on one page size; `go` once.
 
-    def __init__(self, size: PageSize, boot: Boot, job: Job, listener: Listener) -> None:
+    It begins with `machine` where one is given. With `keep` the last one is left running as :attr:`machine`,
+    unless it is gone; the caller closes it.
+    """
+
+    def __init__(
+        self,
+        size: PageSize,
+        boot: Boot,
+        job: Job,
+        listener: Listener,
+        *,
+        machine: Machine | None = None,
+        keep: bool = False,
+    ) -> None:
         self.size = size
+        self.machine = machine
+        self._keep = keep
         self.result = SizeResult(size.name)
         self._boot = boot
         self._job = job
@@ -83,16 +98,23 @@ class SizeRun:
         processes = 0
         try:
             while not self._session.over and self.result.boots < limits.boots:
-                machine = self._boot_one()
+                machine = self.machine or self._boot_one()
                 if machine is None:
                     break
+                self.machine = None
+                intact = True
                 try:
-                    intact = True
                     while intact and not self._session.over and processes < limits.processes:
                         processes += 1
                         intact = self._process(machine, deadline)
+                except BaseException:
+                    intact = False
+                    raise
                 finally:
-                    machine.close()
+                    if intact and self._keep:
+                        self.machine = machine
+                    else:
+                        machine.close()
                 if processes >= limits.processes:
                     break
             if not self._session.over and not self._stopped.is_set() and not self.result.problems:
