@@ -7,6 +7,7 @@ It claims the page size that it is asked for, and its copy of the reporter claim
 from __future__ import annotations
 
 import os
+import re
 import selectors
 import shutil
 import signal
@@ -14,11 +15,16 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+
+import pytest
 
 from uspace_mm.guest.outcome import ChannelLost, Exited, Killed, Outcome
 from uspace_mm.guest.pagesize import PageSize
 from uspace_mm.guest.testing.machine import BootFailed, OnBytes, Place
+from uspace_mm.guest.testing.prepare import project_of, ready_with
+from uspace_mm.guest.testing.remote import Ready
 from uspace_mm.guest.testing.size_run import SOURCES
 
 
@@ -117,3 +123,20 @@ class Booter:
         if size.name in self._failing:
             raise BootFailed(f"no console output from {size}")
         return StandIn(size, self._project, self._answering)
+
+    def on_host(self, path: str) -> str:
+        """Paths of any of the machines as those of the project."""
+        return re.sub(r"^.*/umm-stand-in-[^/]*/project/", f"{self._project}/", path)
+
+
+def for_session(config: pytest.Config, sizes: Sequence[PageSize]) -> Ready:
+    """In place of prepare's function of this name; UMM_STAND_IN_FAILING are sizes with commas between."""
+    project = project_of(config)
+    booter = Booter(project.root, failing=os.environ.get("UMM_STAND_IN_FAILING", "").split(","))
+
+    def close() -> None:
+        if "UMM_STAND_IN_BOOTED" in os.environ:
+            with open(os.environ["UMM_STAND_IN_BOOTED"], "a") as file:
+                file.write("".join(f"{name}\n" for name in booter.booted))
+
+    return replace(ready_with(config, project, booter, 3, "", close), on_host=booter.on_host)

@@ -14,11 +14,12 @@ OnBytes = Callable[[bytes], None]
 
 
 class BootFailed(UspaceError):
-    """The guest did not come up; ``outcome`` says how, as far as it is known."""
+    """The guest did not come up; ``outcome`` says how, ``console`` is the end of what it printed."""
 
-    def __init__(self, message: str, outcome: Outcome | None = None) -> None:
+    def __init__(self, message: str, outcome: Outcome | None = None, console: str = "") -> None:
         super().__init__(message)
         self.outcome = outcome
+        self.console = console
 
 
 @dataclass(frozen=True)

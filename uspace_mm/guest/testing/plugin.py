@@ -65,6 +65,11 @@ def pytest_configure(config: pytest.Config) -> None:
             f"{MARK}(*sizes): run the test in guests with these page sizes ('4k', '16k', '64k'; "
             "without any: all); --guest-page-sizes limits them",
         )
+        _chosen(config)  # refuses what is none before anything is collected
+
+
+def _several(argument: object) -> Sequence[object]:
+    return argument if isinstance(argument, (list, tuple)) else str(argument).split(",")
 
 
 def _sizes_of(config: pytest.Config, mark: pytest.Mark) -> list[str]:
@@ -78,14 +83,12 @@ def _sizes_of(config: pytest.Config, mark: pytest.Mark) -> list[str]:
     return [name for name in dict.fromkeys(named) if name in chosen]
 
 
-def _several(argument: object) -> Sequence[object]:
-    return argument if isinstance(argument, (list, tuple)) else str(argument).split(",")
-
-
 def _chosen(config: pytest.Config) -> Sequence[str]:
     text = config.getoption("guest_page_sizes", None)
     if text is None or text == "all":
         return SIZES
+    if text == LOCALLY:
+        return ()
     named = [part.strip().lower() for part in str(text).split(",") if part.strip()]
     if not named or not set(named) <= set(SIZES):
         raise pytest.UsageError(f"--guest-page-sizes {text}: name {', '.join(SIZES)}, or 'none'")
@@ -197,4 +200,4 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     remote = session.config.stash.get(_REMOTE, None)
     if remote is not None:
-        remote.close()
+        remote.close(ended_early=bool(session.shouldfail or session.shouldstop))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import threading
+import time
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -19,6 +20,10 @@ from uspace_mm.guest.testing.machine import Boot, Machine
 from uspace_mm.guest.testing.records import Record
 from uspace_mm.guest.testing.results import CaseResult
 from uspace_mm.guest.testing.size_run import Listener, SizeRun
+
+
+# A session that ran all its tests waits so long for the guests' pytest to end.
+ENDING_S = 20.0
 
 
 class Wanted(NamedTuple):
@@ -172,11 +177,8 @@ class Remote:
             while size.cases[guest_id].result is None and not size.ended:
                 self._changed.wait(1.0)  # with a limit, so that an interrupt gets through
             case = size.cases[guest_id]
-            messages = [w for w in size.warnings if w.get("id") == guest_id]
         if self._one_by_one and size.thread is not None:
             size.thread.join()
-        for message in messages:
-            self._warn(message, want.item)
         if case.result is None:
             return [self._error(want, f"guest {want.size}: {size.ended}")]
         reports = [self._report(record, want) for record in case.records]
@@ -224,7 +226,7 @@ class Remote:
             user_properties=[("page_size", want.size)],
         )
 
-    def _warn(self, record: Record, item: pytest.Item) -> None:
+    def _warn(self, record: Record, nodeid: str) -> None:
         category: type[Warning] = UserWarning
         try:
             found = getattr(importlib.import_module(str(record["module"])), str(record["category"]))
@@ -241,21 +243,31 @@ class Remote:
             kwargs={
                 "warning_message": message,
                 "when": "runtest",
-                "nodeid": item.nodeid,
+                "nodeid": nodeid,
                 "location": None,
             }
         )
 
-    def close(self) -> None:
-        """End all guests; what still runs in them is not waited for."""
+    def close(self, *, ended_early: bool) -> None:
+        """End all guests, and hand on their warnings, which pytest gives out after a test's reports.
+
+        A session that ran all its tests gives the guests a moment to end by themselves.
+        """
+        patience = time.monotonic() + (0.0 if ended_early or self._failure else ENDING_S)
         for size in self._sizes.values():
-            if size.run is not None:
+            if size.run is not None and size.thread is not None:
+                size.thread.join(max(0.0, patience - time.monotonic()))
                 size.run.stop()
-        for size in self._sizes.values():
-            if size.thread is not None:
                 size.thread.join()
             if size.machine is not None:
                 size.machine.close()
+        for name, size in self._sizes.items():
+            nodes = {want.guest_id: want.item.nodeid for want in self._wanted.values() if want.size == name}
+            for record in size.warnings:
+                self._warn(record, nodes.get(str(record.get("id")), ""))
+            for problem in size.run.result.problems if size.run is not None else ():
+                about = {"message": f"guest {name}: {problem}", "filename": __file__, "lineno": 0}
+                self._warn({**about, "module": "pytest", "category": "PytestWarning"}, "")
         if self._ready is not None:
             self._ready.close()
 

@@ -135,6 +135,7 @@ class SizeRun:
             machine = self._boot(self.size)
         except BootFailed as error:
             self.result.problems.append(str(error))
+            self.result.output += error.console
             return None
         self.result.timings.boot_s += time.monotonic() - started
         if machine.page_size_bytes != self.size.bytes:
