@@ -10,4 +10,4 @@ class Command(Nested):
 
     name = "guest"
     help = "Build kernels with 4K, 16K and 64K pages, boot them, and run commands and tests in them."
-    modules = ("guest_kernel", "guest_run")
+    modules = ("guest_kernel", "guest_run", "guest_test")

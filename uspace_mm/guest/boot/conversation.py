@@ -133,6 +133,12 @@ class Conversation:
             elif (sink := sinks.get(frame.type)) is not None:
                 sink(frame.payload)
 
+    @property
+    def owed_s(self) -> float:
+        """Seconds since the agent was last asked for a sign of life and has not given one; 0 when it has."""
+        asked = self._asked
+        return 0.0 if asked is None else time.monotonic() - asked
+
     def put(self, path: str, size: int, mode: int, chunks: Iterator[bytes], limit_s: float) -> None:
         """Write a file of `size` bytes in the guest; raises :class:`GuestFileError` when that fails there."""
         id_, crc, left = self._new_id(), 0, size

@@ -67,6 +67,11 @@ class Guest:
         """The process number of its QEMU."""
         return self._qemu.pid
 
+    @property
+    def owed_s(self) -> float:
+        """Seconds for which the agent has not answered while a command runs; may be read from any thread."""
+        return self._conversation.owed_s
+
     def close(self) -> None:
         """End the guest at once, and wait until nothing is left of it. May be called again.
 

@@ -14,8 +14,8 @@ from pathlib import Path
 import psutil
 
 from uspace_mm.errors import InputError
-from uspace_mm.guest import kernel as kernels
 from uspace_mm.guest.boot import Guest, GuestError, Kernel, Machine, boot
+from uspace_mm.guest.boot.ready import BUILT, DEBIAN, find_kernel
 from uspace_mm.guest.outcome import Outcome
 from uspace_mm.guest.pagesize import PageSize
 from uspace_mm.guest.progress import Progress, silent
@@ -34,11 +34,15 @@ CONSOLE_LINES = 15
 
 @dataclass(frozen=True)
 class Settings:
-    """What guests are made of. ``kernels`` are images; a page size without one gets a kernel of our own."""
+    """What guests are made of.
+
+    ``kernels`` are images, or ``built`` (our own, which a page size without an image gets) or ``debian``.
+    """
 
     memory_bytes: int = 1 << 30
     cpus: int = 2
-    kernels: tuple[Path, ...] = ()
+    cpu_model: str | None = None
+    kernels: tuple[str, ...] = ()
     wheels: tuple[Path, ...] = ()
     pips: tuple[str, ...] = ()
     overlays: tuple[Path, ...] = ()
@@ -82,7 +86,8 @@ class Guests:
         self._root = _Root((*base.layers, layer), base.agent)
 
     def __call__(self, size: PageSize) -> BootedGuest:
-        machine = Machine(memory_bytes=self._settings.memory_bytes, cpus=self._settings.cpus)
+        settings = self._settings
+        machine = Machine(settings.memory_bytes, settings.cpus, settings.cpu_model)
         try:
             return BootedGuest(boot(self._kernels[size], size, self._root, machine))
         except GuestError as error:
@@ -104,7 +109,7 @@ class Guests:
 
 
 def kernels_for(
-    sizes: Sequence[PageSize], images: Sequence[Path], progress: Progress = silent
+    sizes: Sequence[PageSize], named: Sequence[str], progress: Progress = silent
 ) -> dict[PageSize, Kernel]:
     """A kernel per page size: of `images` the one that has it (or has all), else one of our own, built if
     need be.
@@ -112,8 +117,11 @@ def kernels_for(
     Raises :class:`InputError` when an image fits none of `sizes` or two fit one.
     """
     found: dict[PageSize, Kernel] = {}
-    for image in images:
-        kernel = kernels.from_file(image)
+    other = DEBIAN if DEBIAN in named else BUILT
+    for image in named:
+        if image in (DEBIAN, BUILT):
+            continue
+        kernel = find_kernel(sizes[0], image)
         fits = [size for size in sizes if kernel.page_size in (None, size)]
         if not fits:
             asked = ", ".join(size.name for size in sizes)
@@ -124,7 +132,7 @@ def kernels_for(
             found.setdefault(size, kernel)
     for size in sizes:
         if size not in found:
-            found[size] = kernels.find(size, progress=progress)
+            found[size] = find_kernel(size, other, progress=progress)
     return found
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from uspace_mm.guest.testing.machine import Place
@@ -72,6 +73,15 @@ PROJECT = "\x01PROJECT\x01"
 def join(project: str, relative: str) -> str:
     """A path inside the project, as the machine sees it."""
     return project if relative in ("", ".") else f"{project}/{relative}"
+
+
+def translated(value: Any, root: Path) -> Any:
+    """`value` with the project's folder on the host, `root`, replaced by its stand-in, in lists as well."""
+    if isinstance(value, str):
+        return PROJECT if value == str(root) else value.replace(f"{root}/", f"{PROJECT}/")
+    if isinstance(value, (list, tuple)):
+        return [translated(part, root) for part in value]
+    return value
 
 
 def _in_place(value: Any, project: str) -> Any:

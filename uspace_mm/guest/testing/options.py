@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from uspace_mm.guest.testing.job import PROJECT, join
+from uspace_mm.guest.testing.job import PROJECT, join, translated
 from uspace_mm.guest.testing.project import Project
 
 # What the host does itself: choosing and ordering tests, stopping, reporting, distributing.
@@ -29,7 +29,7 @@ _HOST_ONLY_PREFIXES = ("cov", "no_cov", "guest_", "benchmark", "json_report", "r
 def options_of(config: pytest.Config, project: Project) -> dict[str, Any]:
     """The options that shape a test and its report, with paths as the guest sees them."""
     found = {
-        name: translated(value, project)
+        name: translated(value, project.root)
         for name, value in vars(config.option).items()
         if name not in _HOST_ONLY and not name.startswith(_HOST_ONLY_PREFIXES) and is_plain(value)
     }
@@ -66,15 +66,3 @@ def is_plain(value: object) -> bool:
     if isinstance(value, dict):
         return all(isinstance(key, str) and is_plain(part) for key, part in value.items())
     return value is None or isinstance(value, (str, int, float, bool))
-
-
-def translated(value: Any, project: Project) -> Any:
-    """`value` with the project's folder on the host replaced by its stand-in."""
-    root = str(project.root)
-    if isinstance(value, str):
-        if value == root:
-            return PROJECT
-        return value.replace(f"{root}/", f"{PROJECT}/")
-    if isinstance(value, (list, tuple)):
-        return [translated(part, project) for part in value]
-    return value

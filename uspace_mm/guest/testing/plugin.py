@@ -30,7 +30,7 @@ _REMOTE: pytest.StashKey[Remote] = pytest.StashKey()
 _OPTIONS = {
     "memory": "memory of each guest (1G)",
     "cpus": "CPUs of each guest (2)",
-    "kernel": "kernel image to boot, one per page size; otherwise those of `uspace-mm guest kernel`",
+    "kernel": "kernel image to boot for its page size, 'built' (default) or 'debian'",
     "wheel": "wheel to install in the guests",
     "pip": "package to install in the guests, as pip names it",
     "overlay": "folder whose files are added to the guests",

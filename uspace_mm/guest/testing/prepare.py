@@ -13,21 +13,14 @@ from uspace_mm.errors import InputError
 from uspace_mm.guest.pagesize import PageSize
 from uspace_mm.guest.testing.job import Job, Limits
 from uspace_mm.guest.testing.options import arguments_of, options_of
-from uspace_mm.guest.testing.project import PLACE, Project, find_root, load
+from uspace_mm.guest.testing.project import PLACE, Project, find_root, load, source_paths
+from uspace_mm.guest.testing.times import parse_time
 from uspace_mm.sizes import parse_size
 
 if TYPE_CHECKING:
     from uspace_mm.guest.testing.guests import Settings
     from uspace_mm.guest.testing.machine import Boot
     from uspace_mm.guest.testing.remote import Ready, Wanted
-
-# Where the code of a project lies beside its top: editable installs of the host do not travel.
-SOURCE_FOLDERS = ("src", "lib")
-
-
-def source_paths(project: Project) -> tuple[str, ...]:
-    """Folders of the project, and itself, that Python in the guest looks into as well."""
-    return (".", *(name for name in SOURCE_FOLDERS if (project.root / name).is_dir()))
 
 
 def for_session(config: pytest.Config, sizes: Sequence[PageSize]) -> Ready:
@@ -83,14 +76,17 @@ def session_job(config: pytest.Config, project: Project, wanted: Sequence[Wanted
                 "name the folder that holds both with --guest-project"
             )
         files.append(inside)
-    timeout = _values(config, "test-timeout")
+    timeout = [str(Limits.test_s), *_values(config, "test-timeout")]
     return Job(
         args=arguments_of(config, project, dict.fromkeys(files)),
         cwd=project.inside(config.invocation_params.dir) or ".",
         paths=source_paths(project),
         options=options_of(config, project),
         only=tuple(dict.fromkeys(want.guest_id for want in wanted)),
-        limits=Limits(total_s=24 * 3600.0, test_s=_seconds(timeout[-1]) if timeout else Limits.test_s),
+        limits=Limits(
+            total_s=24 * 3600.0,
+            test_s=parse_time("--guest-test-timeout", timeout[-1]),
+        ),
     )
 
 
@@ -107,7 +103,7 @@ def settings_of(config: pytest.Config) -> Settings:
     return Settings(
         memory_bytes=parse_size(last("memory", "1G")),
         cpus=int(cpus),
-        kernels=_paths(config, "kernel"),
+        kernels=tuple(_values(config, "kernel")),
         wheels=_paths(config, "wheel"),
         pips=tuple(_values(config, "pip")),
         overlays=_paths(config, "overlay"),
@@ -115,20 +111,10 @@ def settings_of(config: pytest.Config) -> Settings:
 
 
 def _values(config: pytest.Config, name: str) -> list[str]:
-    """Those of the ini file, then those of the command line: lists add up, of single values the last holds."""
+    """Those of the ini file, then those of the command line: lists add up, else the last one holds."""
     key = f"guest_{name.replace('-', '_')}"
     return [*config.getini(key), *(config.getoption(key, None) or ())]
 
 
 def _paths(config: pytest.Config, name: str) -> tuple[Path, ...]:
     return tuple(Path(config.rootpath, value) for value in _values(config, name))
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0.0
-    if not 0 < seconds < 1e6:
-        raise InputError(f"--guest-test-timeout {text}: expected seconds")
-    return seconds

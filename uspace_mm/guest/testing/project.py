@@ -28,6 +28,8 @@ LEFT_OUT = frozenset(
     {".git", ".hg", ".svn", ".venv", "venv", "__pycache__", "build", "dist", "node_modules", ".tox", ".nox"}
     | {".eggs", ".cache", ".mypy_cache", ".pytest_cache", ".ruff_cache", ".hypothesis"}
 )
+# Where the code of a project lies beside its top: editable installs of the host do not travel.
+SOURCE_FOLDERS = ("src", "lib")
 # Never useful in the guest: bytecode of another Python.
 _NEVER = frozenset(("__pycache__", ".pytest_cache"))
 
@@ -55,6 +57,11 @@ def find_root(start: Path) -> Path:
         if any((folder / mark).exists() for mark in MARKS):
             return folder
     return start
+
+
+def source_paths(project: Project) -> tuple[str, ...]:
+    """Folders of the project, and itself, that Python in the guest looks into as well."""
+    return (".", *(name for name in SOURCE_FOLDERS if (project.root / name).is_dir()))
 
 
 def load(root: Path) -> Project:

@@ -21,7 +21,6 @@ from uspace_mm.guest.testing.records import Record
 from uspace_mm.guest.testing.results import CaseResult
 from uspace_mm.guest.testing.size_run import Listener, SizeRun
 
-
 # A session that ran all its tests waits so long for the guests' pytest to end.
 ENDING_S = 20.0
 
