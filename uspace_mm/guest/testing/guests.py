@@ -111,7 +111,7 @@ class Guests:
 def kernels_for(
     sizes: Sequence[PageSize], named: Sequence[str], progress: Progress = silent
 ) -> dict[PageSize, Kernel]:
-    """A kernel per page size: of `images` the one that has it (or has all), else one of our own, built if
+    """A kernel per page size: of the images `named` the one that has it, else our own or Debian's, built if
     need be.
 
     Raises :class:`InputError` when an image fits none of `sizes` or two fit one.
