@@ -319,6 +319,14 @@ def test_a_compiler_for_something_else_is_refused(fake: Fake) -> None:
         build([K16], source=fake.tree)
 
 
+def test_an_arm64_machine_compiles_with_its_own(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CROSS_COMPILE")
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    shutil.copy(fake.compiler, fake.folder / "bin" / "gcc")
+    assert build([K16], source=fake.tree)[0].compiler == "gcc 1.0"
+    assert fake.runs()[0].split() == ["allnoconfig", "arm64"]
+
+
 def test_a_missing_option_names_the_fragment_s_wish(fake: Fake) -> None:
     makefile = fake.tree / "Makefile"
     makefile.write_text(makefile.read_text().replace("-v SOFT_DIRTY", "-v 'SOFT_DIRTY\\|USERFAULTFD'"))

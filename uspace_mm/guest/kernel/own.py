@@ -222,13 +222,13 @@ class _Workshop:
 
     def _tree(self, progress: Progress) -> Path:
         if self._unpacked is None:
-            folder = self._stack.enter_context(_scratch())
+            folder = self._stack.enter_context(_scratch(progress))
             self._unpacked = self._stack.enter_context(unpacked(self._source, folder, progress))
         return self._unpacked
 
 
 @contextmanager
-def _scratch() -> Iterator[Path]:
+def _scratch(progress: Progress) -> Iterator[Path]:
     """A temporary folder in the cache's file system; those that a killed process left are removed."""
     parent = cache.cache_root() / KIND
     parent.mkdir(parents=True, exist_ok=True)
@@ -241,6 +241,7 @@ def _scratch() -> Iterator[Path]:
         with _lock(folder):
             yield folder
     finally:
+        progress("removing the unpacked source")
         shutil.rmtree(folder, ignore_errors=True)
 
 

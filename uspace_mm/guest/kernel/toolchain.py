@@ -73,7 +73,8 @@ def _missing(missing: list[tuple[str, str]]) -> UnsupportedError:
 
 def _package_of(prefix: str, tool: str) -> str:
     package = "gcc" if tool == "gcc" else "binutils"
-    return f"{package}-{prefix.rstrip('-')}" if prefix else package
+    target = prefix.rpartition("/")[2].rstrip("-")
+    return f"{package}-{target}" if target else package
 
 
 def _said(*command: str) -> str:
