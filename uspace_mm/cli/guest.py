@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+
 from uspace_mm.cli._nested import Nested
 
 
@@ -10,4 +12,13 @@ class Command(Nested):
 
     name = "guest"
     help = "Build kernels with 4K, 16K and 64K pages, boot them, and run commands and tests in them."
-    modules = ("guest_kernel", "guest_run", "guest_test")
+    modules = ("guest_kernel", "guest_root", "guest_run", "guest_test", "guest_cache")
+
+    def run(self, args: argparse.Namespace) -> int:
+        if args.guest_command == "cache":
+            return super().run(args)
+        from uspace_mm.guest.cache import in_use
+
+        # What the command has looked up stays there until it ends.
+        with in_use():
+            return super().run(args)

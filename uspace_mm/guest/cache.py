@@ -23,6 +23,7 @@ from uspace_mm.errors import UspaceError
 from uspace_mm.guest.progress import Progress, silent
 
 MANIFEST = ".manifest.json"
+_IN_USE = ".in-use"
 # A new layout of entries gets a new number, so that old ones are not misread.
 LAYOUT = 1
 
@@ -73,12 +74,12 @@ def obtain(
         return entry
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with _locked(folder / f".{entry.name}.lock", progress):
+        with in_use(), _locked(folder / f".{entry.name}.lock", progress):
             if _is_whole(entry):  # made while we waited
                 return entry
             if entry.exists():
                 progress(f"the cached {kind} is damaged, making it again")
-                _remove(entry)
+                remove(entry)
             _build(folder, entry, inputs, make)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -99,10 +100,41 @@ def find(kind: str, inputs: Mapping[str, object]) -> Path | None:
     return entry if _is_whole(entry) else None
 
 
+@contextmanager
+def in_use() -> Iterator[None]:
+    """While inside, nobody empties the cache. For a command that uses entries after it has obtained them."""
+    root = cache_root()
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        lock = (root / _IN_USE).open("w")
+    except OSError:  # a cache that we may only read cannot be emptied by us either
+        yield
+        return
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        yield
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """While inside, nobody else uses the cache; raises :class:`CacheError` when somebody does."""
+    root = cache_root()
+    try:
+        lock = (root / _IN_USE).open("w")
+    except OSError as error:
+        raise CacheError(f"cannot write to {root}: {error.strerror}") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise CacheError(f"{root} is in use by another command: wait for its end and try again") from None
+        yield
+
+
 def _build(folder: Path, entry: Path, inputs: Mapping[str, object], make: Callable[[Path], None]) -> None:
     # Only the holder of the entry's lock makes temporary folders of its name: older ones belong to the dead.
     for stale in folder.glob(f".{entry.name}-*.new"):
-        _remove(stale)
+        remove(stale)
     new = Path(tempfile.mkdtemp(prefix=f".{entry.name}-", suffix=".new", dir=folder))
     try:
         make(new)
@@ -117,7 +149,7 @@ def _build(folder: Path, entry: Path, inputs: Mapping[str, object], make: Callab
         new.rename(entry)
         _sync(folder)
     finally:
-        _remove(new)
+        remove(new)
 
 
 def _is_whole(entry: Path) -> bool:
@@ -160,7 +192,7 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
     """Remove a tree, its read-only directories included."""
     if path.is_symlink() or path.is_file():
         path.unlink()

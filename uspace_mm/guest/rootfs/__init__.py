@@ -60,13 +60,26 @@ def agent(progress: Progress = silent) -> Path:
     return own.agent(progress)
 
 
-def update(progress: Progress = silent) -> None:
-    """Look up anew which versions of packages and wheels there are; the next root is made of those."""
+def update(progress: Progress = silent) -> list[tuple[str, str]]:
+    """Look up anew what packages and wheels there are, and the next root is made of those.
+
+    Returns what differs for the base, as pairs of "NAME VERSION" before and after; either may be empty.
+    """
     from uspace_mm.guest.debian import Archive
+    from uspace_mm.guest.rootfs import base, remember, wheels
     from uspace_mm.guest.rootfs.bytecode import host_python
-    from uspace_mm.guest.rootfs.remember import forget_all
     from uspace_mm.guest.rootfs.target import ARCHITECTURE, SUITE
 
-    for architecture in {ARCHITECTURE, host_python().architecture}:
+    def texts() -> dict[str, str]:
+        found = {package.name: str(package) for package in base.resolve(progress)}
+        names = [line.split("-")[:2] for line in wheels.base().identity(progress)]
+        return found | {f"{name} (wheel)": f"{name} {version}" for name, version in names}
+
+    before = texts() if remember.is_known() else {}
+    for architecture in sorted({ARCHITECTURE, host_python().architecture}):
         Archive(SUITE, architecture, progress=progress).update()
-    forget_all()
+    remember.forget_all()
+    after = texts()
+    names = sorted(before.keys() | after.keys())
+    pairs = [(before.get(name, ""), after.get(name, "")) for name in names]
+    return [(was, now) for was, now in pairs if was != now]

@@ -40,6 +40,7 @@ _LINKS = {
     "usr/bin/awk": "mawk",
     "usr/bin/nawk": "mawk",
     "usr/bin/python": "python3",
+    "usr/bin/which": "which.debianutils",
 }
 
 

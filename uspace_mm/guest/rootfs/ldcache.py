@@ -25,8 +25,11 @@ def write(root: Path, folders: Iterable[str]) -> None:
     """Write the cache of the shared libraries in `folders` (paths from `root`, the first ones win)."""
     found: dict[str, str] = {}
     for folder in folders:
-        for path in sorted((root / folder).glob("lib*.so*")) + sorted((root / folder).glob("ld-*.so*")):
-            if _is_library(root, path):
+        paths = [path for pattern in ("lib*.so*", "ld-*.so*") for path in (root / folder).glob(pattern)]
+        # "libz.so.1.3.1" is known by the link "libz.so.1", which is the name that others ask for.
+        targets = {str(path.readlink()) for path in paths if path.is_symlink()}
+        for path in sorted(paths):
+            if path.name not in targets and _is_library(root, path):
                 found.setdefault(path.name, f"/{folder}/{path.name}")
     # The loader searches by bisection, from the highest name down.
     names = sorted(found, key=functools.cmp_to_key(_compare), reverse=True)

@@ -30,6 +30,11 @@ def remembered(
     return answer
 
 
+def is_known() -> bool:
+    """Whether anything is remembered at all."""
+    return any((cache.cache_root() / _FOLDER).glob("*.json"))
+
+
 def forget_all() -> None:
     """The next calls look everything up again."""
     shutil.rmtree(cache.cache_root() / _FOLDER, ignore_errors=True)

@@ -22,6 +22,7 @@ BASE_PACKAGES = (
     "bash",
     "coreutils",
     "dash",
+    "debianutils",
     "diffutils",
     "findutils",
     "grep",
@@ -43,7 +44,6 @@ BASE_PACKAGES = (
 # What only scripts of packages and the administration of a real system need.
 NOT_NEEDED = (
     "debconf",
-    "debianutils",
     "dpkg",
     "init-system-helpers",
     "install-info",
