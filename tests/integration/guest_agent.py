@@ -31,7 +31,7 @@ def build_agent(folder: Path) -> Path:
 
 
 @contextmanager
-def running(agent: Path) -> Iterator[tuple[socket.socket, subprocess.Popen[bytes]]]:
+def running(agent: Path, status: int = 0) -> Iterator[tuple[socket.socket, subprocess.Popen[bytes]]]:
     """The agent's process, and the other end of its channel; it has to end well when that is closed."""
     ours, its = socket.socketpair()
     with ours, its:
@@ -40,15 +40,15 @@ def running(agent: Path) -> Iterator[tuple[socket.socket, subprocess.Popen[bytes
         try:
             yield ours, process
             ours.close()
-            assert process.wait(20) == 0, "the agent (or a sanitizer in it) found a fault"
+            assert process.wait(20) == status, "the agent (or a sanitizer in it) found a fault"
         finally:
             process.kill()
             process.wait()
 
 
 @contextmanager
-def conversing(agent: Path) -> Iterator[Conversation]:
+def conversing(agent: Path, status: int = 0) -> Iterator[Conversation]:
     """A conversation with it, after HELLO."""
-    with running(agent) as (stream, _), closing(Conversation(stream)) as conversation:
+    with running(agent, status) as (stream, _), closing(Conversation(stream)) as conversation:
         conversation.hello(30)
         yield conversation

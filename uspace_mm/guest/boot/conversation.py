@@ -12,7 +12,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import IO, NoReturn, Protocol, TypeVar
 from zlib import crc32
 
@@ -41,6 +41,8 @@ _PUT_BYTES = 1 << 18
 # No sign of life for so long, and the agent is asked for one; no answer for `end_s`, and it counts as dead.
 _QUIET_S = 10.0
 _UNSENT_MAX = 1 << 20
+_OF_A_FILE = (FrameType.FILE_DATA, FrameType.FILE_END)
+_AFTER_FILES = (FrameType.GOT, FrameType.FAULT)
 
 
 class Watcher(Protocol):
@@ -164,38 +166,38 @@ class Conversation:
 
     def get(
         self, patterns: Sequence[str], limit_s: float
-    ) -> Iterator[tuple[channel.FileInfo, Iterator[bytes]]]:
+    ) -> Generator[tuple[channel.FileInfo, Iterator[bytes]], None, None]:
         """The files that the patterns match, each with its bytes.
 
-        The bytes of a file have to be used before the next one is asked for; iterating over them raises
-        :class:`GuestFileError` at the end when the file could not be read whole.
+        The bytes of a file have to be used before the next one is asked for, they are lost then; iterating
+        over them raises :class:`GuestFileError` at the end when the file could not be read whole.
         """
         id_ = self._new_id()
         deadline = time.monotonic() + limit_s
         self._send(FrameType.GET, channel.texts(patterns), id_)
-        count = 0
-        while True:
-            kinds = (FrameType.FILE, FrameType.GOT, FrameType.FAULT)
-            frame = self._wait(id_, kinds, deadline, limit_s)
-            if frame.type is FrameType.FAULT:
-                errno, text = self._parsed(channel.parse_fault, frame.payload)
-                raise GuestFileError(text, errno, "reading")
-            if frame.type is FrameType.GOT:
-                if (said := self._parsed(lambda p: channel.parse_number(p, "GOT"), frame.payload)) != count:
-                    raise self._lost(f"{count} files came, the agent sent {said}")
-                return
-            count += 1
-            info = self._parsed(channel.parse_file, frame.payload)
-            chunks = self._chunks(info, id_, deadline, limit_s)
-            try:
-                yield info, chunks
-            finally:
-                # What was not asked for still comes before the next file, or the next request's answer.
-                try:
-                    for _ in chunks:
-                        pass
-                except GuestFileError:
-                    pass
+        count, last = 0, FrameType.GET
+        try:
+            while True:
+                frame = self._wait(id_, (*_OF_A_FILE, FrameType.FILE, *_AFTER_FILES), deadline, limit_s)
+                last = frame.type
+                if last is FrameType.FAULT:
+                    errno, text = self._parsed(channel.parse_fault, frame.payload)
+                    raise GuestFileError(text, errno, "reading")
+                if last is FrameType.GOT:
+                    said = self._parsed(lambda p: channel.parse_number(p, "GOT"), frame.payload)
+                    if said != count:
+                        raise self._lost(f"{count} files came, the agent sent {said}")
+                    return
+                if last is FrameType.FILE:
+                    count += 1
+                    info = self._parsed(channel.parse_file, frame.payload)
+                    yield info, self._chunks(info, id_, deadline, limit_s)
+        except GeneratorExit:
+            # The agent takes nothing else before all was sent.
+            while last not in _AFTER_FILES:
+                frame = self._wait(id_, (*_OF_A_FILE, FrameType.FILE, *_AFTER_FILES), deadline, limit_s)
+                last = frame.type
+            raise
 
     def ping(self, timeout_s: float) -> bool:
         """Whether the agent answers in time."""
@@ -231,7 +233,7 @@ class Conversation:
     def _chunks(self, info: channel.FileInfo, id_: int, deadline: float, limit_s: float) -> Iterator[bytes]:
         crc = 0
         while True:
-            frame = self._wait(id_, (FrameType.FILE_DATA, FrameType.FILE_END), deadline, limit_s)
+            frame = self._wait(id_, _OF_A_FILE, deadline, limit_s)
             if frame.type is FrameType.FILE_END:
                 break
             crc = crc32(frame.payload, crc)
@@ -310,7 +312,8 @@ class Conversation:
             poller.register(self._watcher.fileno(), select.POLLIN)
         if feed is not None and feed.descriptor is not None:
             poller.register(feed.descriptor, select.POLLIN)
-        wait_s = min(_QUIET_S, _QUIET_S if deadline is None else deadline - now)
+        rest_s = _QUIET_S if self._asked is None else 1.0
+        wait_s = rest_s if deadline is None else min(rest_s, deadline - now)
         ready = dict(poller.poll(wait_s * 1000 + 1))
         if self._stream.fileno() in ready:
             self._flush()
@@ -351,9 +354,12 @@ class Conversation:
         if self._asked is None and now - self._last_heard >= _QUIET_S:
             self._asked = now
             self._send(FrameType.PING, b"", 0)
-        elif self._asked is not None and now - self._asked >= self._end_s:
+        elif self._asked is not None and now - self._asked >= 1.0:
             silent = self._watcher.why_silent() if self._watcher is not None else None
-            raise GuestError(silent or ChannelLost(f"the agent did not answer for {self._end_s:g} s"))
+            if silent is not None:
+                raise GuestError(silent)
+            if now - self._asked >= self._end_s:
+                raise self._lost(f"the agent did not answer for {self._end_s:g} s")
 
     def _ended(self, reason: str) -> NoReturn:
         """The stream ended: how the guest ended is the watcher's to say, who may hear of it a bit later."""

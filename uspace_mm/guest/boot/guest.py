@@ -7,7 +7,7 @@ import select
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import IO
@@ -144,8 +144,9 @@ class Guest:
 
         To be used in turn: see :meth:`Conversation.get`.
         """
-        with self._talk():
-            for info, chunks in self._conversation.get(list(patterns), self._deadlines.end_s):
+        limit_s = self._deadlines.end_s
+        with self._talk(), closing(self._conversation.get(list(patterns), limit_s)) as files:
+            for info, chunks in files:
                 yield info.path, info.mode, info.size, chunks
 
     def copy_out(self, patterns: Iterable[str], to: Path) -> list[Path]:
