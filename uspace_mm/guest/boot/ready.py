@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from importlib import import_module
 from pathlib import Path
 
 from uspace_mm.guest.boot.guest import Guest, boot
@@ -40,11 +39,11 @@ def ready(
     # Before the root file system: what is wrong with it is known at once.
     found = find_kernel(page_size, kernel, progress=progress)
     if root is None:
-        rootfs = import_module("uspace_mm.guest.rootfs")
+        from uspace_mm.guest import rootfs
+
         root = rootfs.obtain(
             packages=packages, wheels=wheels, pips=pips, overlays=overlays, own=own, progress=progress
         )
-    assert root is not None
     return boot(found, page_size, root, machine, deadlines=deadlines, progress=progress)
 
 
