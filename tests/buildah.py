@@ -1,4 +1,4 @@
-"""Images built and run by buildah without an engine: chroot isolation, a storage of its own that goes away."""
+"""Images built and run by buildah without an engine: chroot isolation, a storage that goes away again."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class Buildah:
     def call(
         self, image: str, command: Sequence[str], *, options: Sequence[str] = (), user: str = ""
     ) -> subprocess.CompletedProcess[str]:
-        """Run `command` in a container of `image`, made with `options` of ``buildah from`` and removed again."""
+        """Run `command` in a container of `image`, made with `options` of ``buildah from``."""
         container = self.run("from", "--pull-never", *options, image).stdout.strip()
         try:
             as_user = ["--user", user] if user else []

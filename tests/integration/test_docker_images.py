@@ -1,4 +1,4 @@
-"""Both images built by buildah from a Debian that debootstrap made; their commands run with and without rights."""
+"""Images that buildah builds from a Debian of debootstrap; their commands with and without rights."""
 
 from __future__ import annotations
 
