@@ -15,10 +15,17 @@ import pytest
 import uspace_mm
 from tests.buildah import Buildah, base_tarball, pip_arguments
 from uspace_mm.errors import UspaceError
+from uspace_mm.guest import cache, kernel, rootfs
+from uspace_mm.guest.pagesize import parse_page_size
 
 ROOT = Path(__file__).resolve().parents[2]
 BASE = "localhost/umm-base"
 TOOLS = "localhost/umm-tools"
+GUEST = "localhost/umm-guest"
+# What the cache of guests needs to make the root image without a network; kinds of uspace_mm.guest.
+FOR_THE_ROOT = ("deb", "host-python", "resolved", "sysroot", "wheel")
+# Sources of kernels are packages, too, and are not wanted.
+PACKAGE_MAX_BYTES = 50 << 20
 PROFILE = f"--security-opt=seccomp={ROOT / 'docker' / 'seccomp.json'}"
 SOURCES = (
     "pyproject.toml",
@@ -71,6 +78,57 @@ def buildah(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Buildah]:
 def tools(buildah: Buildah, context: Path) -> Buildah:
     buildah.build(context, "docker/tools/Dockerfile", TOOLS, {"BASE": BASE, **pip_arguments()})
     return buildah
+
+
+@pytest.fixture(scope="module")
+def page_size(context: Path) -> str:
+    """The page size of the kernel that was put into the context, with what the root image is made of."""
+    fitting = [built for built in kernel.cached() if built.current]
+    if not fitting:
+        pytest.skip("lacks: a kernel for guests (uspace-mm guest kernel build --page-size 16k)")
+    chosen = next((built for built in fitting if str(built.kernel.page_size) == "16k"), fitting[-1])
+    rootfs.obtain()
+    to = context / "docker" / "guest" / "cache"
+    shutil.copytree(chosen.entry, to / "kernel" / chosen.entry.name)
+    for kind in FOR_THE_ROOT:
+        for entry in (cache.cache_root() / kind).iterdir():
+            size = sum(path.stat().st_size for path in entry.rglob("*")) if entry.is_dir() else 0
+            if entry.name.startswith(".") or size > PACKAGE_MAX_BYTES:
+                continue
+            copy = shutil.copytree if entry.is_dir() else shutil.copyfile
+            (to / kind).mkdir(exist_ok=True)
+            copy(entry, to / kind / entry.name)
+    return str(chosen.kernel.page_size)
+
+
+@pytest.fixture(scope="module")
+def guest(tools: Buildah, context: Path, page_size: str) -> Buildah:
+    """The image of the guests; its first steps are those of the tools, and are not taken again."""
+    arguments = {"BASE": BASE, "PAGE_SIZES": page_size, **pip_arguments()}
+    tools.build(context, "docker/guest/Dockerfile", GUEST, arguments)
+    return tools
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [[], [PROFILE]], ids=["engine's profile", "our profile"])
+def test_a_guest_boots_in_its_image_with_the_kernel_of_the_context(
+    guest: Buildah, page_size: str, options: list[str]
+) -> None:
+    command = ["uspace-mm", "guest", "run", "--page-size", page_size, "--", "getconf", "PAGESIZE"]
+    done = guest.call(GUEST, command, options=options)
+    assert (done.returncode, done.stdout) == (0, f"{parse_page_size(page_size).bytes}\n"), done.stderr
+
+
+@pytest.mark.slow
+def test_the_image_of_the_guests_holds_what_boots_and_not_what_made_it(guest: Buildah, page_size: str) -> None:
+    done = guest.call(GUEST, ["uspace-mm", "guest", "kernel", "list", "--json"])
+    assert done.returncode == 0, done.stderr
+    assert page_size in done.stdout
+    done = guest.call(GUEST, ["sh", "-c", "ls $UMM_GUEST_CACHE; id -u; find / -xdev -type f -perm /6000"])
+    *kinds, user = done.stdout.split()
+    assert user == "1000"
+    assert {"agent", "kernel", "root-base", "root-own"} <= set(kinds)
+    assert not {"apt", "deb", "wheel"} & set(kinds)
 
 
 @pytest.mark.slow
