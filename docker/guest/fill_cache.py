@@ -1,4 +1,4 @@
-"""Fill the guests' cache with what the image holds: ``fill_cache.py has-kernels|fill 4k,16k,64k`` (or ``all``).
+"""Fill the cache of the image with what guests boot: ``fill_cache.py has-kernels|fill 4k,16k,64k`` (or ``all``).
 
 ``has-kernels`` exits 1 when one would have to be built. A kernel that came with the build context is taken as
 it is, whichever compiler made it; what is missing is made, and what only the making needed is removed.
@@ -14,7 +14,7 @@ from uspace_mm.errors import UnsupportedError
 from uspace_mm.guest import cache, kernel, rootfs
 from uspace_mm.guest.pagesize import PageSize, parse_page_sizes
 
-# Packages and lists of the mirror, and what was unpacked of them: half a gigabyte that a guest does not boot from.
+# Packages and lists of the mirror, and what was unpacked of them: half a gigabyte that no guest boots from.
 ONLY_FOR_MAKING = ("apt", "deb", "host-python", "kernel-source", "sysroot", "test-base", "wheel")
 
 

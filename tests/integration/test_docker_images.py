@@ -120,7 +120,9 @@ def test_a_guest_boots_in_its_image_with_the_kernel_of_the_context(
 
 
 @pytest.mark.slow
-def test_the_image_of_the_guests_holds_what_boots_and_not_what_made_it(guest: Buildah, page_size: str) -> None:
+def test_the_image_of_the_guests_holds_what_boots_and_not_what_made_it(
+    guest: Buildah, page_size: str
+) -> None:
     done = guest.call(GUEST, ["uspace-mm", "guest", "kernel", "list", "--json"])
     assert done.returncode == 0, done.stderr
     assert page_size in done.stdout
