@@ -116,9 +116,11 @@ def _member(deb: Path) -> Iterator[IO[bytes]]:
             if name not in _MEMBERS:
                 file.seek(size + size % 2, os.SEEK_CUR)
                 continue
-            data = io.BytesIO(file.read(size))
+            data = file.read(size)
+            if len(data) < size:
+                raise InputError(f"{deb}: not a whole Debian package")
             if not name.endswith(".zst"):
-                yield data
+                yield io.BytesIO(data)
                 return
             if not shutil.which("zstd"):
                 raise UnsupportedError(f"lacks: zstd (Debian: zstd); {deb.name} is packed with it")
