@@ -20,6 +20,7 @@ from uspace_mm.guest.kernel.toolchain import Toolchain
 _PASSED_ON = ("PATH", "HOME", "LD_LIBRARY_PATH", "CCACHE_DIR")
 _STEP = re.compile(r"  ([A-Z][A-Z0-9 ]*?)\s+(\S+)$")
 _TERMINATE_S = 5.0
+_NICENESS = 10
 
 
 class BuildError(UspaceError):
@@ -31,7 +32,7 @@ class Make:
 
     def __init__(self, tree: Path, build: Path, toolchain: Toolchain, jobs: int) -> None:
         self._command = [
-            *("nice", "-n", "10", "make", f"-j{jobs}", "-C", str(tree), f"O={build}"),
+            *("nice", "-n", str(_NICENESS), "make", f"-j{jobs}", "-C", str(tree), f"O={build}"),
             *("ARCH=arm64", f"CROSS_COMPILE={toolchain.prefix}", "HOSTCC=gcc"),
         ]
         self._environment = {name: os.environ[name] for name in _PASSED_ON if name in os.environ} | {
@@ -84,6 +85,7 @@ def _group(command: list[str], environment: dict[str, str]) -> Iterator[subproce
     )
     with child:
         try:
+            _be_nice(child.pid)
             yield child
         except BaseException:
             # make is not reaped yet, so the number of its group cannot be anybody else's.
@@ -94,6 +96,14 @@ def _group(command: list[str], environment: dict[str, str]) -> Iterator[subproce
             except subprocess.TimeoutExpired:
                 os.killpg(child.pid, signal.SIGKILL)
             raise
+
+
+def _be_nice(pid: int) -> None:
+    """Towards other sessions, too: with autogroups (sched(7)) nice(1) counts within a session only."""
+    try:
+        Path(f"/proc/{pid}/autogroup").write_text(str(_NICENESS))
+    except OSError:
+        pass  # no autogroups here, or too many requests at once
 
 
 def _failure(said: list[str], status: int, arguments: tuple[str, ...]) -> UspaceError:

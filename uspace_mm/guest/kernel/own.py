@@ -21,7 +21,7 @@ from uspace_mm.guest.kernel.contents import contents
 from uspace_mm.guest.kernel.header import read_header, read_version
 from uspace_mm.guest.kernel.make import Make
 from uspace_mm.guest.kernel.model import Kernel
-from uspace_mm.guest.kernel.source import Source, available, resolve, unpacked
+from uspace_mm.guest.kernel.source import Source, available, resolve, unpack
 from uspace_mm.guest.kernel.toolchain import Toolchain, check_tools, find_toolchain
 from uspace_mm.guest.pagesize import PageSize, parse_page_size
 from uspace_mm.guest.progress import Progress, silent
@@ -187,7 +187,11 @@ class _Workshop:
         make = Make(tree, folder, self._toolchain, self._jobs)
         progress(f"{which}: configuring", 0.0)
         options.write_wishes(size, self._wanted, folder / "wishes")
-        make.run("allnoconfig", KCONFIG_ALLCONFIG=str(folder / "wishes"))
+        make.run(
+            "allnoconfig",
+            step=lambda text: progress(f"{which}: configuring: {text}", 0.0),
+            KCONFIG_ALLCONFIG=str(folder / "wishes"),
+        )
         got = options.parse_config((folder / ".config").read_text())
         missing = options.check(self._wanted, size, got, tree)
         done = 0
@@ -222,8 +226,11 @@ class _Workshop:
 
     def _tree(self, progress: Progress) -> Path:
         if self._unpacked is None:
-            folder = self._stack.enter_context(_scratch(progress))
-            self._unpacked = self._stack.enter_context(unpacked(self._source, folder, progress))
+            if self._source.kind == "folder" and self._source.path is not None:
+                self._unpacked = self._source.path
+            else:
+                folder = self._stack.enter_context(_scratch(progress))
+                self._unpacked = unpack(self._source, folder, progress)
         return self._unpacked
 
 

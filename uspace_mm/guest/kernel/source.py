@@ -6,8 +6,6 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -46,7 +44,7 @@ def resolve(
 
     A package is looked up once and then stays the version that was found, until `update`. `sha256` is the
     expected digest of the package or tarball. Raises :class:`InputError` when there is no such source or
-    its digest is another one. The content itself is read later, by :func:`unpacked`.
+    its digest is another one. The content itself is read later, by :func:`unpack`.
     """
     text = str(given or DEFAULT_SOURCE)
     if _PACKAGE.fullmatch(text) and not Path(text).exists():
@@ -85,16 +83,11 @@ def available(source: Source, progress: Progress) -> Source:
     return source
 
 
-@contextmanager
-def unpacked(source: Source, folder: Path, progress: Progress) -> Iterator[Path]:
-    """The tree of `source`, in `folder` unless it is a folder itself.
+def unpack(source: Source, folder: Path, progress: Progress) -> Path:
+    """Unpack the package or tarball `source` in `folder`; returns the tree.
 
     Raises :class:`InputError` when it is damaged, a bomb, or no Linux source.
     """
-    if source.kind == "folder":
-        assert source.path is not None
-        yield source.path
-        return
     path = source.path
     if source.package is not None:
         (deb,) = Archive(progress=progress).fetch([source.package])
@@ -109,7 +102,7 @@ def unpacked(source: Source, folder: Path, progress: Progress) -> Iterator[Path]
     if source.package is not None:
         path.unlink()
     check_tree(tree, str(path if source.package is None else source.name))
-    yield tree
+    return tree
 
 
 def check_tree(tree: Path, name: str | None = None) -> None:
