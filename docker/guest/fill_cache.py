@@ -1,4 +1,4 @@
-"""Fill the cache of the image with what guests boot: ``fill_cache.py has-kernels|fill 4k,16k,64k`` (or ``all``).
+"""Fill the image's cache with what guests boot: ``fill_cache.py has-kernels|fill 4k,16k,64k`` (or ``all``).
 
 ``has-kernels`` exits 1 when one would have to be built. A kernel that came with the build context is taken as
 it is, whichever compiler made it; what is missing is made, and what only the making needed is removed.

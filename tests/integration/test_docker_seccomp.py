@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 import pytest
 
 from tests.confinement import library, rules, without
+from uspace_mm.guest import kernel, rootfs
 
 ROOT = Path(__file__).resolve().parents[2]
 PROFILE = ROOT / "docker" / "seccomp.json"
@@ -90,6 +92,27 @@ def test_the_demonstrations_run_and_make_no_other_call(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     done = confined(*UMM, "demo", "postcopy", "--size", "16M", "--steps", "2", "--json")
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_a_guest_runs_and_makes_no_other_call() -> None:
+    if not shutil.which("qemu-system-aarch64"):
+        pytest.skip("lacks: qemu-system-aarch64 (Debian: qemu-system-arm)")
+    fitting = [built for built in kernel.cached() if built.current]
+    if not fitting:
+        pytest.skip("lacks: a kernel for guests (uspace-mm guest kernel build --page-size 16k)")
+    size = fitting[-1].kernel.page_size
+    assert size is not None
+    rootfs.obtain()
+    command = ["guest", "run", "--page-size", str(size), "--", "sh", "-c", "getconf PAGESIZE; exit 7"]
+    done = confined(*UMM, *command)
+    assert (done.returncode, done.stdout) == (7, f"{size.bytes}\n"), done.stderr
+
+
+def test_an_audit_makes_no_other_call() -> None:
+    done = confined(*UMM, "elf", "audit", "--json", "--machine", "any", sys.executable)
+    assert done.returncode in (0, 1), done.stderr
+    assert json.loads(done.stdout)
 
 
 @pytest.mark.slow
