@@ -51,6 +51,12 @@ class Package:
         return f"{self.name} {self.version}"
 
 
+def check_name(name: str) -> None:
+    """Raises :class:`InputError` for what cannot be the name of a Debian package (Debian policy 5.6.7)."""
+    if not _NAME.fullmatch(name):
+        raise InputError(f"package {name!r}: not a name of a Debian package")
+
+
 class Archive:
     """Debian's `suite` for `architecture`, through a private apt in the cache folder; needs no root.
 
@@ -77,8 +83,7 @@ class Archive:
         wanted = sorted(set(names))
         exclude = list(exclude)
         for name in wanted:
-            if not _NAME.fullmatch(name):
-                raise InputError(f"package {name!r}: not a name of a Debian package")
+            check_name(name)
         if not wanted:
             return []
         with self._apt() as apt:

@@ -41,15 +41,18 @@ def obtain(
     from uspace_mm.guest.rootfs import base, layers
     from uspace_mm.guest.rootfs import own as own_layer
 
+    names, files, requirements = list(packages), [Path(file) for file in wheels], list(pips)
+    directories = [Path(directory) for directory in overlays]
+    # What cannot be used is said before anything is made.
+    layers.check(names, files, requirements, directories)
     found = [base.obtain(progress)]
-    if names := list(packages):
+    if names:
         found.append(layers.of_packages(names, progress))
     if own:
         found.append(own_layer.obtain(progress))
-    files, requirements = list(wheels), list(pips)
     if files or requirements:
         found.append(layers.of_wheels(files, requirements, progress))
-    found += [layers.of_directory(Path(directory), progress) for directory in overlays]
+    found += [layers.of_directory(directory, progress) for directory in directories]
     return RootFilesystem(tuple(found), agent(progress))
 
 

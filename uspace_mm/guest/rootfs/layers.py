@@ -12,7 +12,7 @@ from pathlib import Path
 
 from uspace_mm.errors import InputError
 from uspace_mm.guest import cache
-from uspace_mm.guest.debian import PackageGone
+from uspace_mm.guest.debian import PackageGone, check_name
 from uspace_mm.guest.progress import Progress, silent
 from uspace_mm.guest.rootfs import base, bytecode, image, wheels
 from uspace_mm.guest.rootfs.packages import Set, identity, unpack_all, wanted_in_guest
@@ -22,6 +22,18 @@ from uspace_mm.guest.rootfs.target import NOT_NEEDED, USER_SITE
 
 # In the guest these are links into usr, which a directory of the same name in a layer would hide.
 _MERGED = ("bin", "sbin", "lib", "lib64")
+
+
+def check(
+    packages: Sequence[str], files: Sequence[Path], names: Sequence[str], directories: Sequence[Path]
+) -> None:
+    """Raises :class:`InputError` for what can be seen to be wrong without asking anybody."""
+    for package in packages:
+        check_name(package)
+    wheels.Wheels(names, files)
+    for directory in directories:
+        if not directory.is_dir():
+            raise InputError(f"overlay {directory}: no such directory")
 
 
 def of_packages(names: Sequence[str], progress: Progress = silent) -> Path:
@@ -79,8 +91,7 @@ def of_wheels(files: Sequence[Path], names: Sequence[str], progress: Progress = 
 
 def of_directory(directory: Path, progress: Progress = silent) -> Path:
     """An image with the files of `directory` (``__pycache__`` is left out) for the root of the guest."""
-    if not directory.is_dir():
-        raise InputError(f"overlay {directory}: no such directory")
+    check([], [], [], [directory])
     progress(f"looking through {directory}")
     listed = sorted(_entries(directory))
 

@@ -60,9 +60,9 @@ def agent(progress: Progress = silent) -> Path:
 
 def obtain(progress: Progress = silent) -> Path:
     """The image with this package."""
-    native = native_sources()
     package = Path(uspace_mm.__file__).parent
     described = _metadata()
+    module = extension(progress)
 
     def make(entry: Path) -> None:
         started_s = time.time()
@@ -73,8 +73,7 @@ def obtain(progress: Progress = silent) -> Path:
                 to = site / "uspace_mm" / name
                 to.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path, to)
-            progress("compiling the C core for the guest")
-            _extension(native, site, Path(folder), progress)
+            shutil.copyfile(module, site / "uspace_mm" / module.name)
             about = site / f"uspace_mm-{uspace_mm.__version__}.dist-info"
             about.mkdir()
             for name, text in described.items():
@@ -89,23 +88,45 @@ def obtain(progress: Progress = silent) -> Path:
 
     inputs = {
         "python": digest_of_files(_python_files(package)),
-        "native": digest_of_files(_native_files(native)),
+        "extension": module.parent.name,
         "metadata": described,
         "bytecode": identity(bytecode.host_python().resolve(progress)),
         "image": image.identity(),
-        "makers": makers("own", "toolchain", "bytecode", "image", "target"),
-        **toolchain.key(progress),
+        "makers": makers("own", "bytecode", "image", "target"),
     }
     return cache.obtain("root-own", inputs, make, progress=progress) / image.NAME
 
 
-def _extension(native: Path, site: Path, folder: Path, progress: Progress) -> None:
-    """Compile ``uspace_mm._native`` from the core and the C that cffi writes."""
+def extension(progress: Progress = silent) -> Path:
+    """``uspace_mm._native`` for the guest: the core, and the C that cffi writes from its declarations."""
+    native = native_sources()
+    name = f"_native.cpython-{PYTHON.replace('.', '')}-{TRIPLET}.so"
+
+    def make(entry: Path) -> None:
+        progress("compiling the C core for the guest")
+        with toolchain.toolchain(progress) as tools, tempfile.TemporaryDirectory() as folder:
+            generated = _generate(native, Path(folder))
+            core = [path for path in _native_sources(native) if path.suffix == ".c"]
+            options = [*_CORE_OPTIONS, f"-I{native}", f"-I{tools.include}/python{PYTHON}"]
+            objects = tools.compile([generated, *core], Path(folder), options)
+            tools.link(objects, entry / name, ["-shared", "-pthread", "-Wl,-z,max-page-size=0x10000"])
+
+    inputs = {
+        "sources": digest_of_files(_native_files(native)),
+        "options": _CORE_OPTIONS,
+        "makers": makers("own", "toolchain", "target"),
+        **toolchain.key(progress),
+    }
+    return cache.obtain("extension", inputs, make, progress=progress) / name
+
+
+def _generate(native: Path, folder: Path) -> Path:
     generated = folder / "_native.c"
     declarations = [str(path) for path in sorted((native / "cffi").glob("*.cdef"))]
     build = native / "cffi/build.py"
     done = subprocess.run(
         [sys.executable, str(build), str(generated), str(build), *declarations],
+        stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
         check=False,
@@ -113,14 +134,7 @@ def _extension(native: Path, site: Path, folder: Path, progress: Progress) -> No
     if done.returncode:
         last = done.stderr.strip().splitlines()[-1:] or ["no reason"]
         raise UspaceError(f"{build} failed: {last[0]}")
-    core = [path for path in _native_sources(native) if path.suffix == ".c"]
-    with toolchain.toolchain(progress) as tools:
-        options = [*_CORE_OPTIONS, f"-I{native}", f"-I{tools.include}/python{PYTHON}"]
-        objects = tools.compile([generated, *core], folder, options)
-        name = f"_native.cpython-{PYTHON.replace('.', '')}-{TRIPLET}.so"
-        tools.link(
-            objects, site / "uspace_mm" / name, ["-shared", "-pthread", "-Wl,-z,max-page-size=0x10000"]
-        )
+    return generated
 
 
 def _native_sources(native: Path) -> list[Path]:
