@@ -294,8 +294,9 @@ def built_in(fake: Fake) -> Path:
         (lambda fake: fake.compiler, "not a whole tarball"),
         (lambda fake: fake.folder / "none", "neither a file or folder nor a package"),
         (lambda fake: Path("/dev/null"), "neither a file or folder nor a package"),
+        (lambda fake: Path("x" * 5000), "cannot be read: File name too long"),
     ],
-    ids=["no kernel", "built in", "other folder", "no tarball", "missing", "device"],
+    ids=["no kernel", "built in", "other folder", "no tarball", "missing", "device", "long"],
 )
 def test_bad_sources_are_named(fake: Fake, make: Callable[[Fake], Path], expected: str) -> None:
     with pytest.raises(InputError, match=expected) as caught:

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from uspace_mm.errors import InputError
+from uspace_mm.errors import InputError, UnsupportedError
 from uspace_mm.guest import cache
 from uspace_mm.guest.debian import Archive, Package, PackageGone, extract
 from uspace_mm.guest.kernel import tarball
@@ -51,22 +51,27 @@ def resolve(
         package = _pinned(text, update, progress)
         source = Source(str(package), "package", package.sha256, package=package)
     else:
-        path = Path(text).absolute()
-        if path.is_dir():
-            check_tree(path)
-            source = Source(str(path), "folder", _digest_of_tree(path), path)
-        elif path.is_file():
-            source = Source(str(path), "tarball", _remembered_digest(path, progress), path)
-        else:
-            raise InputError(
-                f"{text}: neither a file or folder nor a package with a kernel's source (linux-source-6.12)"
-            )
+        try:
+            source = _local(Path(text).absolute(), progress)
+        except OSError as error:
+            raise InputError(f"{text[:200]}: cannot be read: {error.strerror}") from error
     if sha256 is not None:
         if source.kind == "folder":
             raise InputError(f"{text}: a folder has no SHA-256; give a tarball, or leave the digest out")
         if source.digest != sha256.strip().lower():
             raise InputError(f"{source.name}: its SHA-256 is {source.digest}, not the {sha256} asked for")
     return source
+
+
+def _local(path: Path, progress: Progress) -> Source:
+    if path.is_dir():
+        check_tree(path)
+        return Source(str(path), "folder", _digest_of_tree(path), path)
+    if path.is_file():
+        return Source(str(path), "tarball", _remembered_digest(path, progress), path)
+    raise InputError(
+        f"{path}: neither a file or folder nor a package with a kernel's source (linux-source-6.12)"
+    )
 
 
 def available(source: Source, progress: Progress) -> Source:
@@ -129,7 +134,10 @@ def _pinned(name: str, update: bool, progress: Progress) -> Package:
             return Package(**json.loads(pin.read_text()))
         except (OSError, ValueError, TypeError):
             pass
-    (package,) = Archive(progress=progress).packages([name])
+    try:
+        (package,) = Archive(progress=progress).packages([name])
+    except UnsupportedError as error:
+        raise UnsupportedError(f"{error}; or give a tarball or folder with --source") from error
     _write(pin, asdict(package))
     return package
 
@@ -150,10 +158,7 @@ def _remembered_digest(path: Path, progress: Progress) -> str:
     except (OSError, ValueError, KeyError, TypeError):
         pass
     progress(f"reading {path.name}")
-    try:
-        digest = cache.digest_file(path)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+    digest = cache.digest_file(path)
     _write(memory, {"sha256": digest, "status": known})
     return digest
 
