@@ -64,7 +64,7 @@ def test_the_snapshot_stays_while_the_parent_writes_and_evicts() -> None:
     run("""
 with tempfile.TemporaryDirectory() as directory:
     path = stored(directory)
-    with Pager("1M") as pager, pager.map(FileStore(path, mode="writeback")) as region:
+    with Pager(SIZE) as pager, pager.map(FileStore(path, mode="writeback")) as region:
         array = region.array(np.uint64)
         array[::7] += np.uint64(1)
         before = BEFORE.copy()
@@ -131,7 +131,7 @@ def test_after_a_flush_of_the_parent_the_child_has_the_old_bytes_or_none() -> No
 with tempfile.TemporaryDirectory() as directory:
     for turn in range(8):
         path = stored(directory)
-        with Pager("1M") as pager, pager.map(FileStore(path, mode="writeback")) as region:
+        with Pager(SIZE) as pager, pager.map(FileStore(path, mode="writeback")) as region:
             region.advise("random")
             array = region.array(np.uint64)
             kept = 0 if turn % 2 else PAGES // 4
@@ -215,7 +215,7 @@ def test_grandchildren_and_closing_in_a_child() -> None:
     run("""
 with tempfile.TemporaryDirectory() as directory:
     path = stored(directory)
-    pager = Pager("1M")
+    pager = Pager(SIZE)
     region = pager.map(FileStore(path, mode="writeback"))
     array = region.array(np.uint64)
     array[:100] = 7
@@ -290,7 +290,7 @@ def read(array):
 
 with tempfile.TemporaryDirectory() as directory:
     path = stored(directory)
-    with Pager("512k") as pager, pager.map(FileStore(path)) as region:
+    with Pager(SIZE // 2) as pager, pager.map(FileStore(path)) as region:
         array = region.array(np.uint64)
         threads = [threading.Thread(target=read, args=(array,)) for _ in range(2)]
         for thread in threads:
@@ -309,7 +309,7 @@ with tempfile.TemporaryDirectory() as directory:
 
 
 CANNOT_SERVE = """
-with Pager("1M", **OPTIONS) as pager, pager.map(MemoryStore(BEFORE.copy())) as region:
+with Pager(SIZE, **OPTIONS) as pager, pager.map(MemoryStore(BEFORE.copy())) as region:
     array = region.array(np.uint64)
     assert (array[: WORDS * 3] == BEFORE[: WORDS * 3]).all()
     WITHDRAW

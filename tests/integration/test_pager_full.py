@@ -144,8 +144,8 @@ with Pager("2M", move={move}, in_thread={in_thread}) as pager:
         for _ in range(100):
             if pager.stats().counters.resident_bytes <= 2 << 20:
                 break
+            array[::512].sum()
             time.sleep(0.05)
-            array[::4096].sum()
         else:
             raise AssertionError("the budget is not kept again")
         del array

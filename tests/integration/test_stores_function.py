@@ -132,7 +132,7 @@ def test_units_larger_than_a_page(module: Any) -> None:
 
 def test_what_was_written_stays_although_the_function_is_never_told(module: Any) -> None:
     expected = EXPECTED.copy()
-    with Pager("256k") as pager, FunctionStore(module.good, SIZE) as store, pager.map(store) as region:
+    with Pager(8 * PAGE) as pager, FunctionStore(module.good, SIZE) as store, pager.map(store) as region:
         array = region.array()
         array[:: 2 * PAGE] = 0x5A
         expected[:: 2 * PAGE] = 0x5A
