@@ -183,7 +183,8 @@ class Archive:
                 record["SHA256"],
                 int(record["Size"]),
             )
-            found.setdefault(package.name, package)
+            if package.name in names:
+                found.setdefault(package.name, package)
         if unknown := [name for name in names if name not in found]:
             raise InputError(
                 f"package {unknown[0]}: not in Debian {self.suite} for {self.architecture}; "

@@ -92,6 +92,8 @@ def unpack(files: Sequence[Path], tree: Path, site: str, scripts: str, progress:
     with tempfile.TemporaryDirectory(dir=tree.parent) as name:
         target = Path(name) / "target"
         pip.unpack(files, target)
+        for program in (target / "bin").glob("*"):
+            program.chmod(0o755)
         for source, to in (("bin", scripts), ("share", "usr/local/share"), ("etc", "usr/local/etc")):
             if (target / source).is_dir():
                 _move_into(target / source, tree / to)
@@ -119,10 +121,9 @@ def _check(file: Path) -> None:
         raise InputError(f"wheel {file}: for {platform}, the guest is aarch64 (manylinux or linux_aarch64)")
     if platform != "any" and "linux" not in platform or "musllinux" in platform:
         raise InputError(f"wheel {file}: for {platform}, the guest has Linux with glibc 2.{GLIBC_MINOR}")
-    pythons = python.split(".")
     exact = "cp" + PYTHON.replace(".", "")
-    if "abi3" not in abi and "none" not in abi and exact not in pythons:
-        raise InputError(f"wheel {file}: for Python {python}, the guest has {exact}")
+    if not {exact, "abi3", "none"} & set(abi.split(".")) or (abi == exact and exact not in python.split(".")):
+        raise InputError(f"wheel {file}: for Python {python} ({abi}), the guest has {exact}")
 
 
 def _pin(wheel: str) -> str:
