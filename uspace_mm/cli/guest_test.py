@@ -58,6 +58,7 @@ class Command:
         from uspace_mm.cli._signals import termination_raises
         from uspace_mm.guest.pagesize import parse_page_sizes
         from uspace_mm.guest.testing.project import find_root, load
+        from uspace_mm.guest.testing.suite import Interrupted
         from uspace_mm.guest.testing.text import summary
 
         sizes = parse_page_sizes(args.page_size)
@@ -65,8 +66,12 @@ class Command:
         job = _job(args, project)
         if args.junit:
             _check_writable(args.junit)
-        with termination_raises():
-            result = _run(args, sizes, project, job)
+        ended: BaseException | None = None
+        try:
+            with termination_raises():
+                result = _run(args, sizes, project, job)
+        except Interrupted as error:
+            result, ended = error.result, error.__cause__
         if args.junit:
             from uspace_mm.guest.testing.junit import write
 
@@ -76,6 +81,8 @@ class Command:
         else:
             print()
             print(summary(result, all_rows=args.all_rows))
+        if ended is not None:
+            raise ended
         return result.exit_status
 
 

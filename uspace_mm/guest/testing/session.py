@@ -125,8 +125,12 @@ class Session:
             self._result.warnings.append(record)
 
     def _take_interrupt(self, record: Record) -> None:
-        name = "pytest.exit" if record.get("name") == "Exit" else str(record.get("name"))
-        self._interrupt = f"{name}: {record['text']}".rstrip(": ")
+        name = str(record.get("name"))
+        if name != "Interrupted":  # that is pytest itself: after errors in collection, or --maxfail
+            name = "pytest.exit" if name == "Exit" else name
+            self._interrupt = f"{name}: {record['text']}".rstrip(": ")
+        elif not self._result.problems:
+            self._result.problems.append(f"pytest stopped: {record['text']}")
 
     def _take_internal_error(self, record: Record) -> None:
         lines = str(record.get("text")).strip().splitlines() or [""]
@@ -143,6 +147,7 @@ class Session:
         """
         if late == STOPPED:
             self.over = True
+            self._result.problems.append("stopped before its end")
             return
         if self._ended is not None:
             for result in self._running.values():
@@ -186,10 +191,6 @@ class Session:
         self._result.pytest_status = status = int(ended["status"])
         if self._interrupt:
             self._result.problems.append(f"the run was ended by a test: {self._interrupt}")
-        elif status == INTERRUPTED and not any(test.bad for test in self._result.tests.values()):
-            self._result.problems.append(
-                f"pytest was interrupted: {ended.get('stopped') or 'no reason given'}"
-            )
         elif late:
             self._result.problems.append(
                 "pytest did not exit after its last test (a thread that is no daemon?)"

@@ -80,13 +80,21 @@ def side_by_side(sizes: int, *, memory_bytes: int, cpus: int, available_bytes: i
     return max(1, min(sizes, cpus + 1, fit))
 
 
+class Interrupted(Exception):
+    """Something ended the run; ``result`` is what is known, ``__cause__`` what it was. The guests are gone."""
+
+    def __init__(self, result: SuiteResult) -> None:
+        super().__init__("interrupted")
+        self.result = result
+
+
 def run_sizes(
     sizes: Sequence[PageSize], boot: Boot, job: Job, listener: Listener, parallel: int
 ) -> SuiteResult:
     """Run `job` on each of `sizes`, `parallel` at once.
 
-    An error of the host's making (:class:`uspace_mm.errors.UspaceError`) ends all of them and is raised; so
-    does an interrupt, after the guests are gone.
+    An error of the host's making (:class:`uspace_mm.errors.UspaceError`) ends all of them and is raised;
+    KeyboardInterrupt and SystemExit do as :class:`Interrupted`.
     """
     started = time.monotonic()
     runs = [SizeRun(size, boot, job, listener) for size in sizes]
@@ -94,11 +102,15 @@ def run_sizes(
         futures: list[Future[SizeResult]] = [pool.submit(run.go) for run in runs]
         try:
             _wait_for(futures)
-        except BaseException:
+        except BaseException as error:
             for future, run in zip(futures, runs, strict=True):
                 future.cancel()
                 run.stop()
-            raise
+            wait(futures)
+            if isinstance(error, Exception):
+                raise
+            result = SuiteResult([run.result for run in runs], time.monotonic() - started)
+            raise Interrupted(result) from error
     result = SuiteResult([future.result() for future in futures])
     result.total_s = time.monotonic() - started
     return result
