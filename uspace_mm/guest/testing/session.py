@@ -148,6 +148,8 @@ class Session:
         if late == STOPPED:
             self.over = True
             self._result.problems.append("stopped before its end")
+            for nodeid in self._running:  # neither passed nor failed
+                del self._result.tests[nodeid]
             return
         if self._ended is not None:
             for result in self._running.values():

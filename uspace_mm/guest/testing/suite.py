@@ -81,7 +81,7 @@ def side_by_side(sizes: int, *, memory_bytes: int, cpus: int, available_bytes: i
 
 
 class Interrupted(Exception):
-    """Something ended the run; ``result`` is what is known, ``__cause__`` what it was. The guests are gone."""
+    """Something ended the run: ``__cause__``. ``result`` is what is known; the guests are gone."""
 
     def __init__(self, result: SuiteResult) -> None:
         super().__init__("interrupted")
