@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/auxv.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -15,8 +16,9 @@
 /* What the command may not take: the agent, the channel's buffers and the kernel's own work live on it. */
 static const uint64_t reserve_min = 32 << 20;
 enum { RESERVE_PART = 32 };
-/* A process costs the kernel some tens of KiB that it does not charge. */
-static const uint64_t bytes_per_process = 256 << 10;
+/* Of the least process: its page tables, its stacks, what it writes. More of them than fit would have the
+ * kernel look for memory for minutes. */
+enum { PAGES_PER_PROCESS = 16, PROCESSES_MIN = 512 };
 
 static bool write_text(const char *path, const char *text)
 {
@@ -69,7 +71,10 @@ int umm_cgroup_open(void)
 		snprintf(text, sizeof text, "%llu", (unsigned long long)(memory - reserve));
 		if (memory > 2 * reserve)
 			write_text(GROUP "/memory.max", text);
-		snprintf(text, sizeof text, "%llu", (unsigned long long)(memory / bytes_per_process));
+		uint64_t processes = memory / PAGES_PER_PROCESS / getauxval(AT_PAGESZ);
+		if (processes < PROCESSES_MIN)
+			processes = PROCESSES_MIN;
+		snprintf(text, sizeof text, "%llu", (unsigned long long)processes);
 		write_text(GROUP "/pids.max", text);
 	}
 	return open(GROUP "/cgroup.procs", O_WRONLY | O_CLOEXEC);

@@ -243,6 +243,8 @@ def boot(
         except GuestError as error:
             error.console = qemu.console_text
             raise
+        # Kernels differ in whether they read the machine's clock; the entropy does no harm.
+        conversation.set_clock(os.urandom(32))
         qemu.reports_panics = hello.reports_panics
         undo.pop_all()
         return Guest(qemu, conversation, hello, limits)
