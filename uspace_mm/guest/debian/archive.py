@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import re
@@ -253,7 +254,8 @@ class _Apt:
         with (
             os.fdopen(reading) as states,
             tempfile.TemporaryFile("w+", dir=self.folder) as out,
-            tempfile.TemporaryFile("w+", dir=self.folder) as err,
+            # In memory: on a full disk the reason would not be written down, either.
+            os.fdopen(os.memfd_create("apt-errors"), "w+") as err,
         ):
             try:
                 child = subprocess.Popen(
@@ -282,7 +284,12 @@ class _Apt:
             out.seek(0)
             err.seek(0)
             if child.returncode and not may_fail:
-                raise _failure(command, err.read())
+                said = err.read()
+                if os.strerror(errno.ENOSPC) in said:
+                    raise cache.CacheError(
+                        f"no space left in {self.folder}: free some, or set UMM_GUEST_CACHE to another folder"
+                    )
+                raise _failure(command, said)
             return out.read()
 
 

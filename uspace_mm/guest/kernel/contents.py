@@ -25,6 +25,8 @@ from uspace_mm.sizes import format_size
 # The largest kernels (everything built in, with debugging) are a fifth of this; more is a bomb.
 UNPACKED_LIMIT = 512 << 20
 _PACKED_LIMIT = UNPACKED_LIMIT
+# A vmlinux with all of its debugging information is half of this; a sparse file could take hours to read.
+FILE_LIMIT = 2 << 30
 # A dictionary above this is not what kernels are packed with (xz's largest preset has 64 MiB).
 _MEMORY_LIMIT = 256 << 20
 _CHUNK = 1 << 20
@@ -56,7 +58,8 @@ def contents(path: Path) -> Iterator[Contents]:
     """Map the kernel in the file at `path`, unpacked in a temporary file where it is packed.
 
     Memory does not grow with the file. Raises :class:`InputError` for what is no regular file, damaged, or
-    larger than :data:`UNPACKED_LIMIT`, :class:`UnsupportedError` when the tool that unpacks it is missing.
+    larger than :data:`UNPACKED_LIMIT` (not packed: :data:`FILE_LIMIT`), :class:`UnsupportedError` when the
+    tool that unpacks it is missing.
     The format of EFI images is that of drivers/firmware/efi/libstub/zboot-header.S.
     """
     with _opened(path) as file:
@@ -75,6 +78,10 @@ def contents(path: Path) -> Iterator[Contents]:
                     f"{size} bytes: the file is truncated or damaged"
                 )
         if kind is None:
+            if size > FILE_LIMIT:
+                raise InputError(
+                    f"{path}: {size / 2**30:.1f} GiB, more than {FILE_LIMIT / 2**30:g}: that is no kernel"
+                )
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
                 yield Contents(data, None, size)
             return

@@ -13,6 +13,7 @@ from functools import cache as once
 from pathlib import Path
 
 from uspace_mm.errors import InputError, UnsupportedError, UspaceError
+from uspace_mm.guest import cache
 from uspace_mm.guest.rootfs.target import GLIBC_MINOR, MACHINE, PYTHON
 
 # pip takes the platform's wheels as asked, but evaluates markers ("python_version >= '3.12'",
@@ -118,14 +119,20 @@ def _failure(said: str, wanted: Sequence[str]) -> UspaceError:
     reason = errors[-1] if errors else (said.strip().splitlines() or ["no reason given"])[-1]
     if _NETWORK.search(said):
         return PipError(
-            f"pip cannot reach its index for {', '.join(wanted)}: is the network up, and pip's index right?"
+            f"pip cannot reach its index for {_listed(wanted)}: is the network up, and pip's index right?"
         )
     if "No space left" in said:
         return PipError(
-            f"no space left in {tempfile.gettempdir()} for {', '.join(wanted)}: free some, or set TMPDIR"
+            f"no space left in {tempfile.gettempdir()} or {cache.cache_root()} for {_listed(wanted)}: "
+            "free some, or set TMPDIR or UMM_GUEST_CACHE"
         )
     if match := re.search(r"No matching distribution found for (\S+)", said):
         return InputError(
             f"pip: {match[1]}: no such name or version, or no wheel of it for Python {PYTHON} on {MACHINE}"
         )
-    return InputError(f"pip cannot install {', '.join(wanted)} for Python {PYTHON} on {MACHINE}: {reason}")
+    return InputError(f"pip cannot install {_listed(wanted)} for Python {PYTHON} on {MACHINE}: {reason}")
+
+
+def _listed(wanted: Sequence[str]) -> str:
+    more = f" and {len(wanted) - 3} more" if len(wanted) > 3 else ""
+    return ", ".join(wanted[:3]) + more
