@@ -1,4 +1,4 @@
-"""Guests that do not come up, or go before their command ends: in time, named, and nothing is left of them."""
+"""Guests that do not come up, or go before their command ends: in time, named, with nothing left of them."""
 
 from __future__ import annotations
 

@@ -117,6 +117,8 @@ def _show_value(name: str, value: float) -> str:
         return f"{value / 1e9:>10.2f} GB/s"
     if name.endswith("_per_s"):
         return f"{value:>10.0f} /s"
+    if name.endswith("_s"):
+        return f"{value:>10.2f} s"
     if name.endswith("_ns"):
         return f"{value / 1000:>10.2f} us"
     if name.endswith("_bytes"):

@@ -60,6 +60,7 @@ class Command:
         # Not above: every nested command's parser is built at each start.
         from uspace_mm.cli._signals import termination_raises
         from uspace_mm.guest.boot import GuestError
+        from uspace_mm.guest.testing.times import parse_time
 
         if args.interactive and (args.json or not (sys.stdin.isatty() and sys.stdout.isatty())):
             raise InputError("--interactive: needs a terminal for input and output, and no --json")
@@ -67,7 +68,7 @@ class Command:
         if not argv:
             raise InputError("no command given: write it after --, e.g. -- getconf PAGESIZE")
         env = _environment(args.env)
-        timeout_s = None if args.interactive else parse_duration(args.timeout)
+        timeout_s = None if args.interactive else parse_time("--timeout", args.timeout)
         started = time.monotonic()
         with termination_raises():
             try:
@@ -106,20 +107,6 @@ def add_root_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--pip", action="append", default=[], metavar="NAME", help="found and installed by pip"
     )
-
-
-def parse_duration(text: str) -> float:
-    """Seconds meant by ``90``, ``90s``, ``5m`` or ``1h``; raises :class:`InputError`."""
-    factors = {"s": 1.0, "m": 60.0, "h": 3600.0}
-    unit = text[-1:].lower()
-    number = text[:-1] if unit in factors else text
-    try:
-        seconds = float(number) * factors.get(unit, 1.0)
-    except ValueError:
-        seconds = -1.0
-    if not 0 < seconds < 1e7:
-        raise InputError(f"time {text!r}: expected seconds, or a number with s, m or h, e.g. 5m")
-    return seconds
 
 
 def _boot(args: argparse.Namespace) -> Guest:
