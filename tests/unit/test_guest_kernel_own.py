@@ -180,6 +180,19 @@ def test_a_cached_kernel_is_found_without_a_compiler(fake: Fake, monkeypatch: py
         find(PAGE_SIZES[0], source=fake.tree)
 
 
+def test_a_copied_cache_serves_elsewhere(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container image that takes its kernels from the build context."""
+    kernel = build([K16], source=fake.tree)[0].kernel
+    shutil.copytree(fake.folder / "cache", fake.folder / "other")
+    shutil.rmtree(fake.folder / "cache")
+    monkeypatch.setenv("UMM_GUEST_CACHE", str(fake.folder / "other"))
+    found = find(K16, build=False)
+    assert found.image != kernel.image and found.image.read_bytes() == image(2)
+    found.image.write_bytes(image(1))
+    with pytest.raises(UnsupportedError, match="no kernel with 16k pages"):
+        find(K16, build=False)
+
+
 def test_a_damaged_entry_is_made_again(fake: Fake) -> None:
     kernel = build([K16], source=fake.tree)[0].kernel
     kernel.image.write_bytes(image(1))
