@@ -16,7 +16,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from uspace_mm.errors import UspaceError
@@ -74,6 +74,9 @@ def obtain(
         return entry
     try:
         folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _cannot_write(folder, error) from error
+    try:
         with in_use(), _locked(folder / f".{entry.name}.lock", progress):
             if _is_whole(entry):  # made while we waited
                 return entry
@@ -86,12 +89,16 @@ def obtain(
             raise CacheError(
                 f"no space left in {folder}: free some, or set UMM_GUEST_CACHE to a folder that has it"
             ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
-            raise CacheError(
-                f"cannot write to {folder}: {error.strerror}; set UMM_GUEST_CACHE to a folder of your own"
-            ) from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EIO):
+            raise _cannot_write(folder, error) from error
         raise
     return entry
+
+
+def _cannot_write(folder: Path, error: OSError) -> CacheError:
+    return CacheError(
+        f"cannot write to {folder}: {error.strerror}; set UMM_GUEST_CACHE to a folder of your own"
+    )
 
 
 def find(kind: str, inputs: Mapping[str, object]) -> Path | None:
@@ -165,16 +172,17 @@ def _is_whole(entry: Path) -> bool:
                     return False
                 recorded["status"] = status
                 changed = True
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return False
     if changed:
         # Copied or restored from a backup: the content is right, so the next use need not read it all.
+        new = entry / f"{MANIFEST}.{os.getpid()}"
         try:
-            new = entry / f"{MANIFEST}.{os.getpid()}"
             new.write_text(json.dumps(manifest, indent=1))
             new.replace(entry / MANIFEST)
-        except OSError:
-            pass  # a cache that we may only read
+        except OSError:  # a cache that we may only read, or without space
+            with suppress(OSError):
+                new.unlink(missing_ok=True)
     return True
 
 
