@@ -38,7 +38,7 @@ def in_child(function):
     child = os.fork()
     if child:
         return child
-    signal.alarm(20)
+    signal.alarm(80)
     status = 9
     try:
         status = 0 if function() else 1
@@ -52,7 +52,7 @@ def ended(child):
 """
 
 
-def run(scene: str, expected: int = 0, timeout: float = 30) -> str:
+def run(scene: str, expected: int = 0, timeout: float = 100) -> str:
     done = subprocess.run(
         [sys.executable, "-c", PRELUDE + scene], capture_output=True, text=True, timeout=timeout
     )

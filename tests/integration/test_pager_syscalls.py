@@ -18,9 +18,10 @@ from uspace_mm.pager import Pager
 from uspace_mm.stores import MemoryStore
 
 Bytes = NDArray[np.uint8]
-UNIT = 64 << 10
 PAGE = page_size()
+UNIT = 16 * PAGE
 SIZE = 32 * UNIT
+BUDGET = SIZE // 2
 DIRTY = slice(3 * UNIT + 11, 3 * UNIT + 5011)
 
 
@@ -35,7 +36,7 @@ def bytes_at(address: int, length: int) -> Bytes:
 @pytest.fixture(params=[(True, False), (False, False), (True, True)], ids=["move", "copy", "in thread"])
 def pager(request: pytest.FixtureRequest) -> Callable[[], Pager]:
     move, in_thread = request.param
-    return lambda: Pager("1M", move=move, in_thread=in_thread)
+    return lambda: Pager(BUDGET, move=move, in_thread=in_thread)
 
 
 @pytest.mark.parametrize("state", ["absent", "present", "written", "evicted"])
@@ -74,7 +75,7 @@ def test_what_was_dropped_stays_zero_while_others_work(move: bool, unit: int) ->
     data = some_bytes()
     wrong: list[str] = []
     stop = threading.Event()
-    with Pager("1M", move=move) as one, one.map(MemoryStore(data.copy()), unit=unit) as region:
+    with Pager(BUDGET, move=move) as one, one.map(MemoryStore(data.copy()), unit=unit) as region:
         array = region.array()
         dropped = [0]  # bytes, from the front
 

@@ -134,7 +134,10 @@ def test_memfd_seals_hold() -> None:
 
 def test_seals_of_what_is_no_memfd() -> None:
     # Not a temporary file: where /tmp is a tmpfs it lies in memory, and has seals.
-    with Path("/proc/self/status").open("rb") as file, pytest.raises(KernelError, match="not a file in memory"):
+    with (
+        Path("/proc/self/status").open("rb") as file,
+        pytest.raises(KernelError, match="not a file in memory"),
+    ):
         get_seals(file.fileno())
 
 
