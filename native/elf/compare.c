@@ -291,6 +291,18 @@ static void check_segment(struct comparison *c, const Elf64_Phdr *ph)
 		fprintf(c->out, "unmapped %lx %lx\n", position, end - position);
 }
 
+/* RELRO that goes past the LOADs, in whole pages: what lies there was made read-only, whosever it is. */
+static void check_beyond(struct comparison *c)
+{
+	uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE), end = 0, relro_end = c->relro.end & -page;
+	for (size_t i = 0; i < c->header_count; i++)
+		if (c->headers[i].p_type == PT_LOAD)
+			end = max_u64(
+			        end, (c->headers[i].p_vaddr + c->headers[i].p_memsz + page - 1) & -page);
+	if (c->relro.start / page != c->relro.end / page && relro_end > end && tell(c))
+		fprintf(c->out, "beyond %lx %lx\n", end, relro_end - end);
+}
+
 static int compare_open(struct comparison *c, pid_t pid, const char *path)
 {
 	const Elf64_Ehdr *header = (const void *)c->file;
@@ -319,6 +331,7 @@ static int compare_open(struct comparison *c, pid_t pid, const char *path)
 		if (c->headers[i].p_type == PT_LOAD && c->headers[i].p_memsz)
 			check_segment(c, &c->headers[i]);
 	close(c->memory);
+	check_beyond(c);
 	return 0;
 }
 

@@ -16,6 +16,7 @@
  *   source ADDRESS LENGTH OFFSET       mapped from another place of the file than the header says
  *   bytes ADDRESS LENGTH               other content: read-only memory, or data that no relocation changes
  *   zeros ADDRESS LENGTH               data after the file's bytes that is not zero
+ *   beyond ADDRESS LENGTH              RELRO goes on behind the last segment
  *
  * Addresses are those of the file, in hexadecimal. Returns 0, or a negative errno when the comparison was not
  * possible.

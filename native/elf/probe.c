@@ -3,7 +3,7 @@
  *
  *   probe JOBS
  *
- * A line of JOBS is one job, its fields separated by tabs: ID KIND TIMEOUT_MS FILE ARGV...
+ * A line of JOBS is one job, its fields separated by tabs: ID KIND TIMEOUT_MS FILE [NAME=VALUE...] ARGV...
  * KIND `library`: ARGV is the opener and the library; FILE is compared with memory when the opener stops
  * itself. KIND `executable`: ARGV[0] is FILE; compared at its entry point, when its loader is done, then it
  * runs on. KIND `command`: nothing is compared (an import).
@@ -70,7 +70,10 @@ static _Noreturn void child(const struct job *job, int output, int report, int f
 	setrlimit(RLIMIT_FSIZE, &files);
 	setrlimit(RLIMIT_CORE, &core);
 	ptrace(PTRACE_TRACEME, 0, NULL, NULL);
-	execv(job->argv[0], job->argv);
+	char **argv = job->argv;
+	while (argv[0] && argv[0][0] != '/' && strchr(argv[0], '='))
+		putenv(*argv++);
+	execv(argv[0] ? argv[0] : "", argv);
 	int err = errno;
 	if (write(failed, &err, sizeof(err)) < 0)
 		_exit(126);

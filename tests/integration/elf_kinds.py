@@ -1,4 +1,4 @@
-"""ELF files of every kind that the rules tell apart, linked with the cross linker: their layouts are given."""
+"""ELF files of every kind that the rules tell apart, linked with the cross linker."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import subprocess
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-COMPILER = "aarch64-linux-gnu-gcc"
+PREFIX = "aarch64-linux-gnu-"
 
-# Code, read-only data, written data with and without relocations, zeros: something for each segment to get wrong.
+# Code, read-only data, written data with and without relocations, zeros: something for each segment to get
+# wrong.
 SOURCE = """
 const char text[600] = {[0 ... 599] = 'r'};
 int data[300] = {[0 ... 299] = 7};
@@ -51,6 +52,7 @@ SECTIONS {{
 	.dynsym : {{ *(.dynsym) }}
 	.dynstr : {{ *(.dynstr) }}
 	.rela.dyn : {{ *(.rela.*) }}
+	{text}
 	.rodata : {{ *(.rodata*) }}
 	{code_section}
 	. = {data};
@@ -72,6 +74,7 @@ class Layout:
     """Where the parts of a file lie. ``relro`` replaces the range of PT_GNU_RELRO, None takes it away."""
 
     name: str
+    text: int | None = None  # of the read-only data in the first segment
     code: int = 0x10000
     data: int = 0x20000
     written: int = 0x30000
@@ -90,19 +93,71 @@ LAYOUTS: tuple[Layout, ...] = (
     GOOD,
     replace(GOOD, name="no-relro", relro=None),
     # Congruence: the linker keeps file offsets congruent to a smaller page only.
-    replace(GOOD, name="linked-for-16k", max_page=0x4000, data=0x24000, written=0x2C000, bss=0x2C800, relro=None),
-    replace(GOOD, name="linked-for-4k", max_page=0x1000, code=0x3000, data=0x6000, written=0x9000, bss=0x9800, relro=None),
+    replace(
+        GOOD, name="linked-for-16k", max_page=0x4000, data=0x24000, written=0x2C000, bss=0x2C800, relro=None
+    ),
+    replace(
+        GOOD,
+        name="linked-for-4k",
+        max_page=0x1000,
+        code=0x3000,
+        data=0x6000,
+        written=0x9000,
+        bss=0x9800,
+        relro=None,
+    ),
     replace(GOOD, name="patchelf", max_page=0x1000, extra=0x45000),
     # Alignment only: p_align is small, everything else as it should be.
     replace(GOOD, name="align-4k", align=0x1000),
     replace(GOOD, name="align-16k", align=0x4000),
     # Overlap, with file offsets that are congruent.
     replace(GOOD, name="data-after-read-only", code_in_first=True, first=5, data=0x20000, relro=None),
-    replace(GOOD, name="read-only-then-written", code=0x40000, code_last=True, data=0x2000, written=0x2800, bss=0x3000, relro=None),
-    replace(GOOD, name="code-then-written", code=0x10000, data=0x13000, written=0x13800, bss=0x14000, relro=None),
-    replace(GOOD, name="code-then-written-16k", code=0x10000, data=0x14000, written=0x14800, bss=0x15000, relro=None),
-    replace(GOOD, name="read-only-then-code", code=0x2000, data=0x20000, written=0x20800, bss=0x21000, relro=None),
-    replace(GOOD, name="read-only-then-code-16k", code=0x4000, data=0x20000, written=0x20800, bss=0x21000, relro=None),
+    replace(
+        GOOD,
+        name="read-only-then-written",
+        code=0x40000,
+        code_last=True,
+        data=0x2000,
+        written=0x2800,
+        bss=0x3000,
+        relro=None,
+    ),
+    # Read-only data in the page of written data: musl gives that part of an executable to malloc.
+    replace(
+        GOOD,
+        name="read-only-and-written-in-one-page",
+        text=0x2400,
+        code=0x40000,
+        code_last=True,
+        data=0x2900,
+        written=0x2C00,
+        bss=0x3400,
+        relro=None,
+    ),
+    replace(
+        GOOD, name="code-then-written", code=0x10000, data=0x13000, written=0x13800, bss=0x14000, relro=None
+    ),
+    replace(
+        GOOD,
+        name="code-then-written-16k",
+        code=0x10000,
+        data=0x14000,
+        written=0x14800,
+        bss=0x15000,
+        relro=None,
+    ),
+    replace(
+        GOOD, name="read-only-then-code", code=0x2000, data=0x20000, written=0x20800, bss=0x21000, relro=None
+    ),
+    replace(
+        GOOD,
+        name="read-only-then-code-16k",
+        code=0x4000,
+        data=0x20000,
+        written=0x20800,
+        bss=0x21000,
+        relro=None,
+    ),
     # RELRO.
     replace(GOOD, name="relro-end-inside", relro=(0x20000, 0x2F000)),
     replace(GOOD, name="relro-end-inside-16k", relro=(0x20000, 0x2C000)),
@@ -110,16 +165,14 @@ LAYOUTS: tuple[Layout, ...] = (
     replace(GOOD, name="relro-start-inside", relro=(0x24000, 0x30000)),
     replace(GOOD, name="relro-start-inside-4k", relro=(0x21000, 0x30000)),
     replace(GOOD, name="relro-past-the-end", relro=(0x20000, 0x80000)),
-    replace(GOOD, name="relro-over-written", relro=(0x20000, 0x30C00)),
 )
 
 
 def build(layout: Layout, folder: Path, *, interp: str | None = None, soname: str = "libc.so.6") -> Path:
-    """Link `layout`: a shared object that needs nothing, or with `interp` an executable that needs `soname`."""
+    """Link `layout`: a shared object that needs nothing, with `interp` an executable that needs `soname`."""
     kind = "exe" if interp else "so"
     path = folder / f"{layout.name}.{kind}"
     source, script = folder / "kinds.c", folder / f"{layout.name}.{kind}.ld"
-    source.write_text(SOURCE)
     extra = ""
     if layout.extra is not None:
         extra = f". = {layout.extra:#x}; .patched : {{ LONG(0x12345678) . += 0x300; }} :extra"
@@ -129,6 +182,7 @@ def build(layout: Layout, folder: Path, *, interp: str | None = None, soname: st
     script.write_text(
         SCRIPT.format(
             first=layout.first,
+            text=f". = {layout.text:#x};" if layout.text else "",
             code_header="" if layout.code_in_first or layout.code_last else header,
             late_code_header=header if layout.code_last else "",
             code_section="" if layout.code_last else section,
@@ -144,18 +198,20 @@ def build(layout: Layout, folder: Path, *, interp: str | None = None, soname: st
             interp=":interp" if interp else "",
         )
     )
-    command = [COMPILER, "-w", "-O1", "-fPIC", "-nostdlib", "-fno-builtin", "-ffreestanding", str(source)]
-    command += ["-o", str(path), f"-Wl,-T,{script},-z,max-page-size={layout.max_page:#x}"]
-    command += [f"-Wl,-z,common-page-size=0x1000,--hash-style=both,--build-id=none,--no-warn-rwx-segments"]
+    code = folder / "kinds.o"
+    if not code.exists():
+        source.write_text(SOURCE)
+        _run([f"{PREFIX}gcc", "-w", "-O1", "-fPIC", "-ffreestanding", "-c", str(source), "-o", str(code)])
+    command = [f"{PREFIX}ld", str(code), "-T", str(script)]
+    command += ["-o", str(path), "-z", f"max-page-size={layout.max_page:#x}", "-z", "common-page-size=0x1000"]
+    command += ["--hash-style=both", "--build-id=none", "--no-warn-rwx-segments"]
     if interp:
         stub = folder / f"stub-{soname}"
         if not stub.exists():
-            empty = folder / "empty.c"
-            empty.write_text("void umm_stub(void) {}\n")
-            _run([COMPILER, "-shared", "-nostdlib", f"-Wl,-soname,{soname}", "-o", str(stub), str(empty)])
-        command += ["-pie", f"-Wl,-e,_start,--dynamic-linker={interp},--no-as-needed", str(stub)]
+            _run([f"{PREFIX}ld", "-shared", "-soname", soname, "-o", str(stub), str(code)])
+        command += ["-pie", "-e", "_start", f"--dynamic-linker={interp}", "--no-as-needed", str(stub)]
     else:
-        command += ["-shared", "-Wl,-e,0"]
+        command += ["-shared", "-e", "0"]
     _run(command)
     _patch(path, layout)
     return path

@@ -43,6 +43,7 @@ C_MAY_KNOW: dict[str, set[str]] = {
     "postcopy": {"common", "kernel", "store", "notifier", "pager"},
     # The agent is a program of its own, which runs where nothing else of us does.
     "guest": set(),
+    "elf": set(),
 }
 C_ROOMS_FOR_ALL = {"tests", "bench", "cffi"}
 

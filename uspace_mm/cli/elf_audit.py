@@ -38,6 +38,15 @@ class Command:
         parser.add_argument("--sarif", metavar="FILE", help="write SARIF 2.1.0 to FILE, - for stdout")
         parser.add_argument("--junit", metavar="FILE", help="write JUnit XML to FILE, - for stdout")
 
+        parser.add_argument(
+            "--prove",
+            action="store_true",
+            help="load what is not plainly fine in guests, and compare memory with the file",
+        )
+        parser.add_argument(
+            "--kernel", metavar="KERNEL", help="for --prove: built (default), debian, or an image of a kernel"
+        )
+
     def run(self, args: argparse.Namespace) -> int:
         from uspace_mm.elf.audit import audit
         from uspace_mm.guest.pagesize import parse_page_sizes
@@ -49,6 +58,10 @@ class Command:
             report = audit(
                 args.paths, parse_page_sizes(args.page_size), machine=args.machine, progress=progress
             )
+            if args.prove:
+                from uspace_mm.elf.prove import prove
+
+                prove(report, kernel=args.kernel, progress=progress)
         _write(args, report)
         if not report.files and not report.problems:
             print(f"uspace-mm elf: {_nothing(report, args.paths)}", file=sys.stderr)

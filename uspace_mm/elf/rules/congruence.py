@@ -39,7 +39,9 @@ def check(image: Image, page_size: PageSize, loader: Loader) -> list[Finding]:
                 f"over a multiple of {page_size.bytes:#x}",
                 consequence,
                 segment=segment.index,
-                remedy=remedy.MAX_PAGE_SIZE,
+                remedy=remedy.PATCHELF
+                if segment.align < page_size.bytes <= image.loads[0].align
+                else remedy.MAX_PAGE_SIZE,
                 numbers=(
                     ("p_vaddr", segment.vaddr),
                     ("p_offset", segment.offset),

@@ -37,7 +37,7 @@ def check(image: Image, loader: Loader) -> list[Finding]:
     span = max(segment.end for segment in image.loads) - min(segment.vaddr for segment in image.loads)
     if span > MAX_SPAN[image.bits]:
         fails(f"the LOADs are {span:#x} bytes apart", "no address space for them")
-    # The kernel (since 5.18) and musl look for the lowest and the highest; glibc takes the first and the last.
+    # The kernel (since 5.18) and musl seek the lowest and the highest; glibc takes the first and the last.
     if loader not in (Loader.KERNEL, Loader.MUSL) and any(
         after.vaddr < before.vaddr for before, after in zip(image.loads, image.loads[1:], strict=False)
     ):
