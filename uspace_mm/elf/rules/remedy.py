@@ -7,7 +7,7 @@ LARGEST = 0x10000
 
 MAX_PAGE_SIZE = f"link with -Wl,-z,max-page-size={LARGEST:#x}"
 # patchelf before 0.15 adds LOADs for pages of its own machine to files whose other LOADs are right.
-PATCHELF = f"use a newer patchelf, or patchelf --page-size {LARGEST}: the linker's own LOADs are aligned"
+PATCHELF = f"{MAX_PAGE_SIZE}, and where patchelf added the LOAD, use a newer one or --page-size {LARGEST}"
 RELRO = f"link with -Wl,-z,max-page-size={LARGEST:#x},-z,common-page-size={LARGEST:#x}"
 JEMALLOC = "configure jemalloc with --with-lg-page=16 (Rust: JEMALLOC_SYS_WITH_LG_PAGE=16)"
 BROKEN = "build or fetch the file again"
