@@ -84,7 +84,15 @@ def three(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Ele
     (folder / "pytest.ini").write_text("[pytest]\n")
     (folder / "tests").mkdir()
     (folder / "tests" / "test_a.py").write_text(TESTS)
-    options = ("--json", "--junit", str(folder / "out" / "j.xml"), "--memory", "512M", "--test-timeout", "8s")
+    options = (
+        "--json",
+        "--junit",
+        str(folder / "out" / "j.xml"),
+        "--memory",
+        "512M",
+        "--test-timeout",
+        "12s",
+    )
     done = run(folder / "tests", "uspace_mm.cli", "guest", "test", *options, "--", "pytest", "-v")
     assert done.stdout, done.stderr
     assert done.stderr == ""
@@ -125,7 +133,7 @@ def test_what_took_the_interpreter_or_the_guest_is_named(
     }
     assert reasons["4k", "test_crash"] == "the interpreter was killed by SIGSEGV"
     assert "powered off" in reasons["64k", "test_power_off"]
-    assert "took more than 8 s; the guest answers, its Python does not" in reasons["16k", "test_stop"]
+    assert "took more than 12 s; the guest answers, its Python does not" in reasons["16k", "test_stop"]
     assert "assert 65536 == 4096" in reasons["64k", "test_assumes_4k"]
 
 

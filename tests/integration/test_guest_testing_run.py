@@ -22,7 +22,7 @@ def run(
     files = source if isinstance(source, dict) else {"test_a.py": source}
     for name, text in {"pytest.ini": "[pytest]\n", **files}.items():
         (folder / name).write_text(text if name.endswith(".ini") else HEAD + text)
-    limits = Limits(total_s=60, test_s=1.5, grace_s=1.5, answer_s=1)
+    limits = Limits(total_s=60, test_s=1.5, collect_s=5, grace_s=1.5, answer_s=1)
     job = Job(args=args, limits=limits)
     if fields:
         job = Job(args=args, limits=limits, **fields)  # type: ignore[arg-type]
@@ -85,7 +85,7 @@ def test_teardown(late): pass
     assert "assert 1 == 2" in failed.details[0]
     assert dict(failed.output)["Captured stdout call"] == "é ?\n"
     assert "characters left out" in result.tests["test_a.py::test_ok"].output[0][1]
-    assert [w["message"] for w in result.warnings] == ["careful"]
+    assert [w["message"] for w in result.warnings if w["when"] == "runtest"] == ["careful"]
     assert (result.pytest_status, result.exit_status) == (1, 1)
 
 
@@ -204,6 +204,29 @@ def test_collection(tmp_path: Path) -> None:
     result = run(tmp_path, "", "--no-such-option")
     assert (result.pytest_status, result.exit_status) == (4, 2)
     assert "--no-such-option" in result.output
+
+
+def test_a_file_that_dies_when_it_is_collected_again_is_tried_twice(tmp_path: Path) -> None:
+    source = """
+marks = os.path.join(os.path.dirname(__file__), "processes")
+with open(marks, "a") as file: file.write("x")
+if len(open(marks).read()) in (2, DEAD): os._exit(3)
+def test_1(): os._exit(4)
+def test_2(): pass
+"""
+    result = run(tmp_path, source.replace("DEAD", "2"))
+    assert statuses(result) == {"test_1": "failed", "test_2": "passed"} and result.problems == []
+    result = run(tmp_path, source.replace("DEAD", "3"))
+    assert statuses(result) == {"test_1": "failed", "test_a.py": "error", "test_2": "error"}
+    assert reasons(result)["test_2"].startswith(
+        "its file could not be collected again: ended the interpreter"
+    )
+
+
+def test_a_file_that_hangs_when_imported(tmp_path: Path) -> None:
+    result = run(tmp_path, {"test_a.py": "def test_1(): pass\n", "test_b.py": "time.sleep(100)\n"})
+    assert statuses(result) == {"test_b.py": "error", "test_1": "passed"}
+    assert reasons(result)["test_b.py"] == "took more than 5 s to import"
 
 
 def test_chosen_tests_in_their_order(tmp_path: Path) -> None:

@@ -2,13 +2,15 @@
 
 The job is JSON:
 
-    paths         folders that are put at the end of sys.path, for processes that tests start as well reporter
-    folder with umm_reporter.py args          arguments of pytest, as typed after `--` options       options
-    of a pytest on the host, by name, which replace the guest's (as xdist does with its workers);
-                  null when the arguments are all there is
-    only          node ids to run, in this order; null for what the arguments select ignore        files not
-    to collect (by node id), because an earlier process died of them test_timeout_s  a test, or the import of
-    a module, that takes longer ends the process with all stacks shown
+    reporter           folder with umm_reporter.py
+    paths              folders for the end of sys.path, in processes that tests start as well
+    args               arguments of pytest
+    options            options of a pytest on the host by name, which replace the guest's (as xdist does
+                       with its workers); null when the arguments are all there is
+    only               node ids to run, in this order; null for what the arguments select
+    ignore             files not to collect (by node id), because an earlier process died of them
+    test_timeout_s     a test that takes longer ends the process, with all stacks shown
+    collect_timeout_s  so does a test file whose import takes longer
 
 Everything here is standard library and pytest; it is no part of the package inside the guest.
 """

@@ -14,14 +14,15 @@ from uspace_mm.guest.testing.machine import Place
 class Limits:
     """Seconds and numbers after which a run goes no further; scaled for an emulated guest.
 
-    ``test_s`` is for one test with its fixtures, and for the import of one test file; past it the interpreter
-    ends itself with its stacks shown. ``grace_s`` later the host ends the guest. ``boots`` and ``processes``
-    bound how often the rest of the tests is tried again after one that took the guest or the interpreter with
-    it.
+    ``test_s`` is for one test with its fixtures, ``collect_s`` for the import of one test file; past it the
+    interpreter ends itself with its stacks shown. ``grace_s`` later the host ends the guest. ``boots`` and
+    ``processes`` bound how often the rest of the tests is tried again after one that took the guest or the
+    interpreter with it.
     """
 
     total_s: float = 1800.0
     test_s: float = 120.0
+    collect_s: float = 240.0
     grace_s: float = 20.0
     answer_s: float = 10.0
     boots: int = 4
@@ -62,6 +63,7 @@ class Job:
                 "only": self.only,
                 "ignore": self.ignore,
                 "test_timeout_s": self.limits.test_s,
+                "collect_timeout_s": self.limits.collect_s,
             }
         ).encode()
 

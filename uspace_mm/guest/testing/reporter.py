@@ -73,20 +73,20 @@ class Reporter:
     def __init__(self, config: pytest.Config, channel: Channel, job: dict[str, Any]) -> None:
         self._config = config
         self._channel = channel
-        self._limit_s = float(job.get("test_timeout_s") or 0)
+        self._test_s = float(job.get("test_timeout_s") or 0)
+        self._collect_s = float(job.get("collect_timeout_s") or 0)
         self._only: list[str] | None = job.get("only")
         self._ignored = set(job.get("ignore", ()))
         self._pid = os.getpid()
         self._announced = False
 
-    def _arm(self) -> None:
+    def _arm(self, limit_s: float) -> None:
         # A thread in C, which needs no GIL: it dumps all stacks and ends the process.
-        if self._limit_s:
-            faulthandler.dump_traceback_later(self._limit_s, exit=True, file=self._channel.descriptor)
+        if limit_s:
+            faulthandler.dump_traceback_later(limit_s, exit=True, file=self._channel.descriptor)
 
     def _disarm(self) -> None:
-        if self._limit_s:
-            faulthandler.cancel_dump_traceback_later()
+        faulthandler.cancel_dump_traceback_later()
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionstart(self, session: pytest.Session) -> None:
@@ -111,7 +111,7 @@ class Reporter:
 
     def pytest_collectstart(self, collector: pytest.Collector) -> None:
         self._channel.write("collecting", id=collector.nodeid, file=isinstance(collector, pytest.File))
-        self._arm()
+        self._arm(self._collect_s)
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         self._disarm()
@@ -145,7 +145,7 @@ class Reporter:
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_protocol(self) -> Generator[None, object, object]:
-        self._arm()
+        self._arm(self._test_s)
         try:
             return (yield)
         finally:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from uspace_mm.guest.outcome import Exited, Killed, Outcome
 from uspace_mm.guest.pagesize import PageSize
+from uspace_mm.guest.testing.job import Limits
 from uspace_mm.guest.testing.records import Record
 from uspace_mm.guest.testing.results import CaseResult, SizeResult
 
@@ -41,6 +42,8 @@ class Session:
         self._interrupt = ""
         self._maxfail = 0
         self._known = False
+        # Files in whose collection a process ended, and how.
+        self._died: dict[str, str] = {}
 
     def begin(self) -> None:
         """A new process starts."""
@@ -96,6 +99,8 @@ class Session:
     def _take_missing(self, record: Record) -> None:
         for nodeid in map(str, record["ids"]):
             reason = "pytest in the guest does not collect this test: is it collected on the host only?"
+            if (file := nodeid.partition("::")[0]) in self.ignore:
+                reason = f"its file could not be collected again: {self._died[file]}"
             result = CaseResult(nodeid, "error", reason=reason, details=[reason], finished=True)
             self._result.tests[nodeid] = result
             self._listener.finished(self._size, result)
@@ -140,7 +145,11 @@ class Session:
     def _take_end(self, record: Record) -> None:
         self._ended = record
 
-    def process_ended(self, outcome: Outcome, late: str, noise: str, limit_s: float) -> None:
+    def limit_s(self, limits: Limits) -> float:
+        """For what is being done now: collecting, or a test."""
+        return limits.test_s if self.collected_at else limits.collect_s
+
+    def process_ended(self, outcome: Outcome, late: str, noise: str, limits: Limits) -> None:
         """The process (or its machine) is gone: name who ran, and decide whether anything is left to run.
 
         `late` says why the host ended it, when it did; `noise` is what came on the channel beside records.
@@ -165,7 +174,7 @@ class Session:
             elif outcome.status not in (0, 4):
                 self._result.problems.append(f"pytest did not start: it {outcome}")
             return
-        why = late or _reason(outcome, noise, limit_s)
+        why = late or _reason(outcome, noise, self.limit_s(limits), self._collecting)
         noise = without_harness_frames(noise)
         if self._running:
             for result in self._running.values():
@@ -173,11 +182,7 @@ class Session:
                 self._listener.finished(self._size, result)
             self._running.clear()
         elif self._collecting:
-            self.ignore.append(self._collecting)
-            result = CaseResult(self._collecting, "error", reason=why, finished=True)
-            result.details.append(f"{why}\n{noise}".rstrip())
-            self._result.tests[self._collecting] = result
-            self._listener.finished(self._size, result)
+            self._file_died(self._collecting, why, noise)
         else:
             where = "after the last test" if self._known and not self.left() else "outside any test"
             self._result.problems.append(f"{where}: {why}")
@@ -187,6 +192,18 @@ class Session:
         failures = sum(test.bad for test in self._result.tests.values())
         if self._maxfail and failures >= self._maxfail:
             self.over = True
+
+    def _file_died(self, file: str, why: str, noise: str) -> None:
+        """The process ended while it collected `file`; one that was collected before gets another try."""
+        if file not in self._died and any(test.startswith(f"{file}::") for test in self._result.planned):
+            self._died[file] = why
+            return
+        self._died[file] = why
+        self.ignore.append(file)
+        result = CaseResult(file, "error", reason=why, finished=True)
+        result.details.append(f"{why}\n{noise}".rstrip())
+        self._result.tests[file] = result
+        self._listener.finished(self._size, result)
 
     def _session_ended(self, ended: Record, outcome: Outcome, late: str) -> None:
         self.over = True
@@ -217,12 +234,13 @@ def without_harness_frames(stacks: str) -> str:
     return "\n".join(line for line in stacks.splitlines() if not _HARNESS_FRAME.match(line))
 
 
-def _reason(outcome: Outcome, noise: str, limit_s: float) -> str:
+def _reason(outcome: Outcome, noise: str, limit_s: float, collecting: str) -> str:
+    # A dump of threads that run may crash itself.
+    if TIMEOUT_DUMP in noise and isinstance(outcome, (Exited, Killed)):
+        return f"took more than {limit_s:g} s" + (" to import" if collecting else "")
     if isinstance(outcome, Killed):
         return f"the interpreter was {outcome}"
     if isinstance(outcome, Exited):
-        if TIMEOUT_DUMP in noise:
-            return f"took more than {limit_s:g} s"
         if outcome.status == CLOSED:
             return "closed the descriptor that results are reported through"
         return f"ended the interpreter with exit status {outcome.status} (os._exit?)"

@@ -165,7 +165,7 @@ class SizeRun:
         intact = True
         reason = ""
         while outcome is None:
-            until = min(last + limits.test_s + limits.grace_s, deadline)
+            until = min(last + state.limit_s(limits) + limits.grace_s, deadline)
             try:
                 if self._stopped.is_set():
                     raise queue.Empty
@@ -200,7 +200,7 @@ class SizeRun:
             intact = False
         if isinstance(outcome, Panicked):
             noise = f"{noise}\n{outcome.oops}"
-        state.process_ended(outcome, reason, noise, limits.test_s)
+        state.process_ended(outcome, reason, noise, limits)
         self.result.timings.collection_s += (state.collected_at or time.monotonic()) - began
         if state.collected_at:
             self.result.timings.tests_s += time.monotonic() - state.collected_at
@@ -219,7 +219,7 @@ class SizeRun:
             return session.STOPPED
         if time.monotonic() >= deadline:
             return f"the whole run took more than {self._job.limits.total_s:g} s"
-        limit = self._job.limits.test_s
+        limit = self._session.limit_s(self._job.limits)
         if machine.answers(self._job.limits.answer_s):
             return f"took more than {limit:g} s; the guest answers, its Python does not (stopped?)"
         return f"took more than {limit:g} s, and the guest does not answer any more (a lockup of its kernel?)"
