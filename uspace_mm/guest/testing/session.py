@@ -162,7 +162,10 @@ class Session:
             return
         if self._ended is not None:
             for result in self._running.values():
-                result.fail(self._interrupt or "the session ended while this test ran")
+                if result.bad:  # xdist reports a worker that died, and the test it ran
+                    result.finished = True
+                else:
+                    result.fail(self._interrupt or "the session ended while this test ran")
                 self._listener.finished(self._size, result)
             self._session_ended(self._ended, outcome, late)
             return
@@ -172,7 +175,9 @@ class Session:
             if outcome.status == NO_PYTEST:
                 self._result.problems.append("the guest's Python has no pytest: add it with --pip pytest")
             elif outcome.status not in (0, 4):
-                self._result.problems.append(f"pytest did not start: it {outcome}")
+                said = [line for line in self._result.output.splitlines() if line.strip()]
+                why = f": {said[-1].strip()}" if said else ""
+                self._result.problems.append(f"pytest did not start: it {outcome}{why}")
             return
         why = late or _reason(outcome, noise, self.limit_s(limits), self._collecting)
         noise = without_harness_frames(noise)
