@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -148,7 +149,7 @@ def _listener(args: argparse.Namespace, sizes: Sequence[PageSize]) -> Iterator[L
     if args.json:
         yield Listener()
     elif sys.stdout.isatty():
-        terminal = Terminal(sizes)
+        terminal = Terminal(sizes, width=shutil.get_terminal_size().columns - 1)
         try:
             yield terminal
         finally:
