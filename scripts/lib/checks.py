@@ -18,7 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from scripts.lib.guests import guests  # noqa: E402
+from scripts.lib.guests import guests, kernels_and_root  # noqa: E402
 from scripts.lib.native import BIN, C_FLAVOURS, aarch64, c_tests  # noqa: E402
 from scripts.lib.running import ROOT, STAGE_LIMIT_S, Tally, report, run, say, stage  # noqa: E402
 
@@ -144,6 +144,8 @@ def main(argv: list[str]) -> int:
     for flavour in C_FLAVOURS:
         stages[f"C tests, {flavour}"] = partial(c_tests, flavour, tally)
     stages["C core for aarch64"] = partial(aarch64, tally)
+    if not args.quick:
+        stages["guest kernels and root file system"] = partial(kernels_and_root, tally)
     stages["pytest"] = partial(python_tests, tally, args.quick, args.pytest)
     if not args.quick:
         stages["tests in guests"] = partial(guests, tally)

@@ -13,6 +13,7 @@ from pathlib import Path
 from scripts.lib.native import BUILD, build, warnings_are_errors
 from scripts.lib.running import ROOT, Tally, report, run, say
 
+PROGRAM = Path(sys.executable).parent / "uspace-mm"
 SIZES = "4k,16k,64k"
 # Huge pages are 512 MiB with pages of 64 KiB, and a test makes one out of small pages while it holds another.
 MEMORY = "3G"
@@ -59,29 +60,46 @@ def missing_tools() -> list[str]:
     return [f"{tool} (Debian: {package})" for tool, package in TOOLS.items() if not shutil.which(tool)]
 
 
-def guests(tally: Tally) -> None:
-    """Build what the guests need, run TESTS in each of them, and count every test of every page size."""
+def kernels_and_root(tally: Tally) -> None:
+    """Make what guests boot from, or find it in the user's cache; tests of other stages use it as well."""
     if lacks := missing_tools():
         tally.skipped.append(("guests", f"lacks: {', '.join(lacks)}"))
         return
-    program = Path(sys.executable).parent / "uspace-mm"
     for name, command in {
         "guest kernels": ["kernel", "build", "--page-size", "all"],
         "guest root file system": ["root", "build"],
     }.items():
-        outcome = run(program, "guest", *command, limit_s=KERNELS_LIMIT_S)
+        outcome = run(PROGRAM, "guest", *command, limit_s=KERNELS_LIMIT_S)
         tally.check(name, outcome.ok)
         if not outcome.ok:
             report(name, outcome.output)
-            return
+
+
+def guests(tally: Tally) -> None:
+    """Run TESTS in a guest of each page size, and count every test of every size."""
+    if missing_tools():
+        return  # which is among the skipped already
     project = stage_project(tally)
     if project is None:
         return
     junit = BUILD / "guest-tests.xml"
     junit.unlink(missing_ok=True)
     outcome = run(
-        program,
-        *("guest", "test", "--page-size", SIZES, "--memory", MEMORY, "--project", project, "--junit", junit),
+        PROGRAM,
+        *(
+            "guest",
+            "test",
+            "--page-size",
+            SIZES,
+            "--memory",
+            MEMORY,
+            "--project",
+            project,
+            "--pip",
+            "hypothesis",
+            "--junit",
+            junit,
+        ),
         *("--", "-m", "not slow", *TESTS),
         limit_s=TESTS_LIMIT_S,
     )

@@ -34,7 +34,7 @@ def run(scene: str, *arguments: str | Path, expected: int = 0) -> str:
         [sys.executable, "-c", PRELUDE + scene, *map(str, arguments)],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=100,
     )
     assert done.returncode == expected, f"{done.returncode}\n{done.stdout}{done.stderr}"
     assert "Traceback" not in done.stderr or expected == 1, done.stderr
@@ -63,7 +63,8 @@ def work(array, seed):
         if not (array[chosen] == BEFORE[chosen]).all():
             wrong.append("thread")
 
-with Pager("700k", in_thread=sys.argv[2] == "1") as pager, pager.map(FileStore(sys.argv[1])) as region:
+small, in_thread = SIZE * 7 // 10, sys.argv[2] == "1"
+with Pager(small, in_thread=in_thread) as pager, pager.map(FileStore(sys.argv[1])) as region:
     array = region.array(np.uint64)
 
     def tick(number, frame):
@@ -85,9 +86,9 @@ with Pager("700k", in_thread=sys.argv[2] == "1") as pager, pager.map(FileStore(s
             region.populate(0, SIZE // 4)
             region.prefetch(SIZE // 2, SIZE)
             region.advise("random")
-            pager.set_budget("900k")
+            pager.set_budget(SIZE * 9 // 10)
             region.advise("normal")
-            pager.set_budget("700k")
+            pager.set_budget(small)
             region.stats()
             with pager.map(MemoryStore(BEFORE.copy(), mode="readonly")) as other:
                 if bytes(other.view()[-3 * PAGE:]) != BEFORE.tobytes()[-3 * PAGE:]:
@@ -129,9 +130,9 @@ with Pager("64M") as pager, pager.map(ZeroStore("64G"), unit="2M") as region:
 
 def test_populate_reaches_every_unit_over_its_slices() -> None:
     run("""
-size = (64 << 20) * 2 + 3 * PAGE
+size = (64 << 20) * 2 + 3 * PAGE  # two slices and a bit
 content = np.arange(size // 8, dtype=np.uint64)
-with Pager() as pager, pager.map(MemoryStore(content), unit="64k") as region:
+with Pager() as pager, pager.map(MemoryStore(content), unit=16 * PAGE) as region:
     region.advise("random")
     region.populate(5 * PAGE, size - 1)
     before = region.stats().counters
@@ -143,7 +144,7 @@ with Pager() as pager, pager.map(MemoryStore(content), unit="64k") as region:
 
 
 WRITTEN = """
-region = Pager("700k").map(FileStore(sys.argv[1], mode="writeback"))
+region = Pager(SIZE * 7 // 10).map(FileStore(sys.argv[1], mode="writeback"))
 array = region.array(np.uint64)
 array[::3] += np.uint64(9)
 """
@@ -173,7 +174,7 @@ def test_what_was_not_flushed_is_in_the_file_after_the_end(path: Path, end: str,
 def test_the_end_while_threads_still_fault(path: Path, in_thread: bool, mode: str) -> None:
     run(
         """
-region = Pager("700k", in_thread=sys.argv[2] == "1").map(FileStore(sys.argv[1], mode=sys.argv[3]))
+region = Pager(SIZE * 7 // 10, in_thread=sys.argv[2] == "1").map(FileStore(sys.argv[1], mode=sys.argv[3]))
 array = region.array(np.uint64)
 array[::3] += np.uint64(9)
 
@@ -197,7 +198,7 @@ time.sleep(0.2)
 def test_a_signal_that_kills_does_so_while_threads_fault(path: Path, number: signal.Signals) -> None:
     scene = """
 signal.signal(signal.SIGINT, signal.SIG_DFL)
-region = Pager("700k").map(FileStore(sys.argv[1]))
+region = Pager(SIZE * 7 // 10).map(FileStore(sys.argv[1]))
 array = region.array(np.uint64)
 
 def work(array, seed):

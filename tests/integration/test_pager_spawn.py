@@ -21,7 +21,7 @@ def in_preexec():
         os._exit(3)
 
 TRUE = [sys.executable, "-S", "-c", "print('out')"]
-with Pager("512k") as pager, pager.map(MemoryStore(BEFORE.copy())) as region:
+with Pager(SIZE // 2) as pager, pager.map(MemoryStore(BEFORE.copy())) as region:
     array = region.array(np.uint64)
     thread = threading.Thread(target=read, args=(array,))
     thread.start()
@@ -55,7 +55,7 @@ def test_multiprocessing(method: str) -> None:
         f"method = {method!r}"
         + """
 context = multiprocessing.get_context(method)
-with Pager("512k") as pager, pager.map(MemoryStore(BEFORE.copy())) as region:
+with Pager(SIZE // 2) as pager, pager.map(MemoryStore(BEFORE.copy())) as region:
     array = region.array(np.uint64)
     array[::5] = 3
     expected = BEFORE.copy()
@@ -112,7 +112,7 @@ with tempfile.TemporaryDirectory() as directory:
         for free in [0, 1, 2, 3, 4, 5, 6, 8, 12]:
             taken = [] if first else fill(free)
             try:
-                with Pager("512k", **OPTIONS) as pager, pager.map(FileStore(path)) as region:
+                with Pager(SIZE // 2, **OPTIONS) as pager, pager.map(FileStore(path)) as region:
                     region.advise("random")
                     taken = taken or fill(free)
                     array = region.array(np.uint64)
