@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -21,8 +22,7 @@ from uspace_mm.guest.rootfs.sources import digest_of_files, makers
 from uspace_mm.guest.rootfs.target import OWN_SITE, PYTHON, TRIPLET
 from uspace_mm.guest.sources import native_sources
 
-# Rooms of native/ that are not part of the extension module.
-_NOT_CORE = {"tests", "guest", "cffi", "cross", "settings", "core"}
+_CORE_SOURCES = re.compile(r"^core_sources \+= files\(([^)]*)\)", re.MULTILINE)
 # As in native/settings/meson.build.
 _CORE_OPTIONS = (
     "-std=gnu11",
@@ -106,7 +106,7 @@ def extension(progress: Progress = silent) -> Path:
         progress("compiling the C core for the guest")
         with toolchain.toolchain(progress) as tools, tempfile.TemporaryDirectory() as folder:
             generated = _generate(native, Path(folder))
-            core = [path for path in _native_sources(native) if path.suffix == ".c"]
+            core = _core_sources(native)
             options = [*_CORE_OPTIONS, f"-I{native}", f"-I{tools.include}/python{PYTHON}"]
             objects = tools.compile([generated, *core], Path(folder), options)
             tools.link(objects, entry / name, ["-shared", "-pthread", "-Wl,-z,max-page-size=0x10000"])
@@ -137,12 +137,19 @@ def _generate(native: Path, folder: Path) -> Path:
     return generated
 
 
-def _native_sources(native: Path) -> list[Path]:
-    return sorted(path for path in native.glob("*/*.[ch]") if path.parent.name not in _NOT_CORE)
+def _core_sources(native: Path) -> list[Path]:
+    """The files that ``native/*/meson.build`` adds to the core; other programs lie beside them."""
+    found = []
+    for room in sorted(native.glob("*/meson.build")):
+        for names in _CORE_SOURCES.findall(room.read_text()):
+            found += [room.parent / name for name in re.findall(r"'([^']+)'", names)]
+    return found
 
 
 def _native_files(native: Path) -> Iterator[tuple[str, Path]]:
-    for path in [*_native_sources(native), *(native / "cffi").glob("*.cdef"), native / "cffi/build.py"]:
+    declarations = [*(native / "cffi").glob("*.cdef"), native / "cffi/build.py"]
+    headers = (path for path in native.glob("*/*.h") if path.parent.name not in ("guest", "tests"))
+    for path in [*_core_sources(native), *headers, *declarations]:
         yield str(path.relative_to(native)), path
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
@@ -16,6 +17,8 @@ from uspace_mm.errors import UnsupportedError, UspaceError
 from uspace_mm.guest.progress import Progress, silent
 from uspace_mm.guest.rootfs.packages import Set, identity, unpacked
 from uspace_mm.guest.rootfs.target import MACHINE, SYSROOT_PACKAGES, TRIPLET
+
+_FAULT = re.compile(r"error: (?!ld returned)|undefined reference|multiple definition|cannot find")
 
 
 @once
@@ -91,10 +94,9 @@ class Toolchain:
             [*self._base, *arguments], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
         )
         if done.returncode:
-            lines = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines()
-            raise UspaceError(
-                f"{what.name} cannot be compiled for the guest: {lines[0] if lines else 'no reason'}"
-            )
+            said = done.stderr.splitlines() or ["no reason given"]
+            why = next((line for line in said if _FAULT.search(line)), said[-1])
+            raise UspaceError(f"{what.name} cannot be compiled for the guest: {why}")
 
 
 def _needed(path: str) -> bool:
