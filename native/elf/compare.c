@@ -36,7 +36,7 @@ struct comparison {
 	struct mapping *maps;
 	size_t map_count, map_capacity;
 	int memory;
-	uint64_t bias;
+	uint64_t bias, page;
 	int lines;
 };
 
@@ -227,6 +227,22 @@ static void tell_run(struct comparison *c, const char *what, uint64_t *start, ui
 	*start = UINT64_MAX;
 }
 
+/*
+ * Whether the page of an address holds bytes of another segment. In a page of its own, data that differs was
+ * written by the program itself (its constructors have run): the mapping was compared by its offset.
+ */
+static int is_shared(const struct comparison *c, const Elf64_Phdr *ph, uint64_t address)
+{
+	uint64_t page = address & -c->page;
+	for (size_t i = 0; i < c->header_count; i++) {
+		const Elf64_Phdr *other = &c->headers[i];
+		if (other != ph && other->p_type == PT_LOAD && other->p_vaddr < page + c->page &&
+		        page < other->p_vaddr + other->p_memsz)
+			return 1;
+	}
+	return 0;
+}
+
 /* Content of the addresses from start to end, all mapped, of one segment. */
 static void check_bytes(struct comparison *c, const Elf64_Phdr *ph, uint64_t start, uint64_t end)
 {
@@ -254,7 +270,8 @@ static void check_bytes(struct comparison *c, const Elf64_Phdr *ph, uint64_t sta
 		for (ssize_t i = 0; i < got; i++) {
 			uint64_t offset = ph->p_offset + (at + i - ph->p_vaddr);
 			uint8_t wanted = at < file_end && offset < c->file_size ? c->file[offset] : 0;
-			int same = buffer[i] == wanted || is_changed(c, at + i);
+			int same = buffer[i] == wanted || is_changed(c, at + i) ||
+			           (ph->p_flags & PF_W && !is_shared(c, ph, at + i));
 			if (same)
 				tell_run(c, what, &differs, at + i);
 			else if (differs == UINT64_MAX)
@@ -294,7 +311,7 @@ static void check_segment(struct comparison *c, const Elf64_Phdr *ph)
 /* RELRO that goes past the LOADs, in whole pages: what lies there was made read-only, whosever it is. */
 static void check_beyond(struct comparison *c)
 {
-	uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE), end = 0, relro_end = c->relro.end & -page;
+	uint64_t page = c->page, end = 0, relro_end = c->relro.end & -page;
 	for (size_t i = 0; i < c->header_count; i++)
 		if (c->headers[i].p_type == PT_LOAD)
 			end = max_u64(
@@ -337,7 +354,8 @@ static int compare_open(struct comparison *c, pid_t pid, const char *path)
 
 int umm_elf_compare(pid_t pid, const char *path, uint64_t bias, FILE *out)
 {
-	struct comparison c = {.out = out, .bias = bias, .memory = -1};
+	struct comparison c = {
+	        .out = out, .bias = bias, .memory = -1, .page = (uint64_t)sysconf(_SC_PAGESIZE)};
 	struct stat status;
 	int fd = open(path, O_RDONLY | O_CLOEXEC);
 	if (fd < 0)

@@ -14,8 +14,8 @@
  *   extra ADDRESS LENGTH WANTED HAS    data that is not written, or RELRO, can be written
  *   unmapped ADDRESS LENGTH
  *   source ADDRESS LENGTH OFFSET       mapped from another place of the file than the header says
- *   bytes ADDRESS LENGTH               other content: read-only memory, or data that no relocation changes
- *   zeros ADDRESS LENGTH               data after the file's bytes that is not zero
+ *   bytes ADDRESS LENGTH               other content: read-only memory, or data in a page that segments share
+ *   zeros ADDRESS LENGTH               the same for the zeros after the file's bytes
  *   beyond ADDRESS LENGTH              RELRO goes on behind the last segment
  *
  * Addresses are those of the file, in hexadecimal. Returns 0, or a negative errno when the comparison was not

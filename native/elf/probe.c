@@ -229,6 +229,8 @@ static int run_job(const struct job *job)
 	close(failed[1]);
 	if (run.pid > 0)
 		follow(&run);
+	if (run.pid > 0)
+		kill(-run.pid, SIGKILL); /* what it left running */
 	if (run.pid > 0 && !run.started && read(failed[0], &err, sizeof(err)) == sizeof(err))
 		printf("unstarted %d\n", err);
 	print_output(run.output);

@@ -222,7 +222,8 @@ def test_interrupting_a_long_audit_ends_it_and_leaves_nothing(tmp_path: Path) ->
         text=True,
     )
     descriptors = Path(f"/proc/{process.pid}/fd")
-    while process.poll() is None and not any(str(tmp_path) in _target(link) for link in descriptors.iterdir()):
+    own = str(tmp_path)
+    while process.poll() is None and not any(own in _target(link) for link in descriptors.iterdir()):
         time.sleep(0.001)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)

@@ -17,6 +17,9 @@ from uspace_mm.guest.progress import Progress, silent
 CONTROL = PAGE_SIZES[0]
 _FILES = f"{tools.FOLDER}/files"
 
+# How many files may take their guest down before the rest is left alone.
+_ATTEMPTS = 4
+
 Booter = Callable[[PageSize, Machine, Progress], Guest]
 
 
@@ -50,14 +53,14 @@ def prove(
             sizes.add(CONTROL)
         seen: dict[PageSize, dict[str, Observation]] = {}
         for size in sorted(sizes, key=lambda size: size.bytes):
-            lines = [
-                job.line
+            work = [
+                job
                 for file in wanted
                 for job in made.get(file.name, [])
                 if size == CONTROL or size in _sizes(file, everything)
             ]
             places = {root: place for place, root in staged.values()}
-            seen[size] = _run(booter, size, programs, places, lines, progress)
+            seen[size] = _run(booter, size, programs, places, work, progress)
     for index, file in enumerate(report.files):
         if file.name in made and file in wanted:
             report.files[index] = _judge(file, made[file.name], seen, everything)
@@ -108,27 +111,36 @@ def _run(
     size: PageSize,
     programs: dict[str, Path],
     places: dict[str, Staged],
-    lines: Iterable[str],
+    work: Iterable[jobs.Job],
     progress: Progress,
 ) -> dict[str, Observation]:
     names = [(root, place.root, path) for root, place in places.items() for path in place.files()]
     total = sum((root / path).stat().st_size for _, root, path in names)
     machine = Machine(memory_bytes=(1 << 30) + 2 * (total >> 20 << 20))
-    text: list[bytes] = []
-    with booter(size, machine, progress) as guest:
-        progress(f"{size}: copying {len(names)} files into the guest")
-        for name, path in programs.items():
-            guest.put(f"{tools.FOLDER}/{name}", path, 0o755)
-        guest.put(f"{tools.FOLDER}/{jobs.OPEN_SCRIPT}", jobs.OPEN_SOURCE.encode())
-        for root, folder, inside in names:
-            guest.put(f"{root}/{inside}", folder / inside, 0o755)
-        guest.put(f"{tools.FOLDER}/jobs", "".join(f"{line}\n" for line in lines).encode())
-        progress(f"{size}: loading the files")
-        guest.run(
-            [f"{tools.FOLDER}/{tools.PROBE}", f"{tools.FOLDER}/jobs"],
-            on_stdout=lambda data: text.append(bytes(data)),
-        )
-    return parse(b"".join(text).decode("utf-8", "replace").splitlines())
+    found: dict[str, Observation] = {}
+    left = list(work)
+    for _ in range(_ATTEMPTS):
+        if not left:
+            break
+        text: list[bytes] = []
+        with booter(size, machine, progress) as guest:
+            progress(f"{size}: copying {len(names)} files into the guest")
+            for name, path in programs.items():
+                guest.put(f"{tools.FOLDER}/{name}", path, 0o755)
+            guest.put(f"{tools.FOLDER}/{jobs.OPEN_SCRIPT}", jobs.OPEN_SOURCE.encode())
+            for root, folder, inside in names:
+                guest.put(f"{root}/{inside}", folder / inside, 0o755)
+            guest.put(f"{tools.FOLDER}/jobs", "".join(f"{job.line}\n" for job in left).encode())
+            progress(f"{size}: loading {len(left)} files")
+            guest.run(
+                [f"{tools.FOLDER}/{tools.PROBE}", f"{tools.FOLDER}/jobs"],
+                on_stdout=lambda data, text=text: text.append(bytes(data)),  # type: ignore[misc]
+                timeout_s=60 + len(left) * jobs.TIMEOUT_MS / 1000,
+            )
+        found |= parse(b"".join(text).decode("utf-8", "replace").splitlines())
+        # A file that took the guest down with it is named `lost`; those behind it get another guest.
+        left = [job for job in left if job.name not in found]
+    return found
 
 
 def _judge(
