@@ -152,7 +152,7 @@ def test_what_was_written_stays_although_the_function_is_never_told(module: Any)
     ],
 )
 def test_a_failed_call_loses_its_unit_and_no_other(module: Any, name: str, error: int) -> None:
-    store = FunctionStore(getattr(module, name), SIZE, retries=2, timeout_s=0.1 if name == "hangs" else 10)
+    store = FunctionStore(getattr(module, name), SIZE, retries=2, timeout_s=0.7 if name == "hangs" else 10)
     pid = store.worker_pid
     with Pager() as pager, store, pager.map(store) as region:
         array = region.array()
