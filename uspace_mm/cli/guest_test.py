@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import shutil
 import sys
@@ -67,6 +68,8 @@ class Command:
         job = _job(args, project)
         if args.junit:
             _check_writable(args.junit)
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="backslashreplace")  # what tests say is not always text
         ended: BaseException | None = None
         try:
             with termination_raises():
@@ -74,9 +77,7 @@ class Command:
         except Interrupted as error:
             result, ended = error.result, error.__cause__
         if args.junit:
-            from uspace_mm.guest.testing.junit import write
-
-            write(result, args.junit)
+            _write_junit(result, args.junit)
         if args.json:
             print(json.dumps({"project": str(project.root), **result.as_json()}, indent=1))
         else:
@@ -156,6 +157,16 @@ def _listener(args: argparse.Namespace, sizes: Sequence[PageSize]) -> Iterator[L
             terminal.close()
     else:
         yield Lines()
+
+
+def _write_junit(result: SuiteResult, path: Path) -> None:
+    from uspace_mm.errors import UspaceError
+    from uspace_mm.guest.testing.junit import write
+
+    try:
+        write(result, path)
+    except OSError as error:
+        raise UspaceError(f"--junit {path}: {error.strerror}") from error
 
 
 def _check_writable(path: Path) -> None:

@@ -74,11 +74,10 @@ def _several(argument: object) -> Sequence[object]:
 
 def _sizes_of(config: pytest.Config, mark: pytest.Mark) -> list[str]:
     """The page sizes of a mark, limited by the option; empty where the option leaves none."""
-    named = [str(part).lower() for argument in mark.args for part in _several(argument)] or list(SIZES)
-    unknown = [name for name in named if name not in SIZES]
-    if unknown or mark.kwargs:
-        wrong = unknown[0] if unknown else next(iter(mark.kwargs))
-        raise pytest.UsageError(f"pytest.mark.{MARK}: {wrong!r} is none of {', '.join(SIZES)}")
+    if mark.kwargs:
+        raise pytest.UsageError(f"pytest.mark.{MARK} takes page sizes, not {next(iter(mark.kwargs))}")
+    words = [part for argument in mark.args for part in _several(argument)]
+    named = [_name(part, f"pytest.mark.{MARK}") for part in words] or list(SIZES)
     chosen = _chosen(config)
     return [name for name in dict.fromkeys(named) if name in chosen]
 
@@ -89,10 +88,17 @@ def _chosen(config: pytest.Config) -> Sequence[str]:
         return SIZES
     if text == LOCALLY:
         return ()
-    named = [part.strip().lower() for part in str(text).split(",") if part.strip()]
-    if not named or not set(named) <= set(SIZES):
-        raise pytest.UsageError(f"--guest-page-sizes {text}: name {', '.join(SIZES)}, or 'none'")
-    return named
+    return [_name(part, "--guest-page-sizes") for part in str(text).split(",")]
+
+
+def _name(part: object, where: str) -> str:
+    from uspace_mm.errors import InputError
+    from uspace_mm.guest.pagesize import parse_page_size
+
+    try:
+        return parse_page_size(str(part)).name
+    except InputError as error:
+        raise pytest.UsageError(f"{where}: {error}") from error
 
 
 def _locally(config: pytest.Config) -> bool:
@@ -197,7 +203,8 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_sessionfinish(session: pytest.Session) -> None:
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     remote = session.config.stash.get(_REMOTE, None)
     if remote is not None:
-        remote.close(ended_early=bool(session.shouldfail or session.shouldstop))
+        # 0 and 1: it ran to its end.
+        remote.close(ended_early=bool(session.shouldfail or session.shouldstop or exitstatus > 1))

@@ -83,10 +83,10 @@ def _problems(result: SuiteResult) -> Iterator[str]:
     for size in result.sizes:
         for problem in size.problems:
             yield f"{size.size}: {problem}"
-        if not size.tests and not size.problems:
+        if not size.tests:
             if size.pytest_status == 5:
                 yield f"{size.size}: pytest collected no tests"
-            elif size.output.strip():
+            else:  # what pytest said to its arguments, or the console of a guest that did not come up
                 yield from (f"{size.size}: {line}" for line in size.output.strip().splitlines()[-NAMED:])
         if size.not_run:
             yield f"{size.size}: {len(size.not_run)} not run:"
