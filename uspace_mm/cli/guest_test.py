@@ -89,7 +89,7 @@ class Command:
 
 
 def _job(args: argparse.Namespace, project: Project) -> Job:
-    from uspace_mm.guest.testing.job import Job, Limits, translated
+    from uspace_mm.guest.testing.job import Job, limits_for, translated
     from uspace_mm.guest.testing.project import source_paths
     from uspace_mm.guest.testing.times import parse_time
 
@@ -97,9 +97,8 @@ def _job(args: argparse.Namespace, project: Project) -> Job:
         args=tuple(translated(without_program(args.pytest_args), project.root)),
         cwd=project.inside(Path.cwd()) or ".",
         paths=source_paths(project),
-        limits=Limits(
-            total_s=parse_time("--timeout", args.timeout),
-            test_s=parse_time("--test-timeout", args.test_timeout),
+        limits=limits_for(
+            parse_time("--test-timeout", args.test_timeout), parse_time("--timeout", args.timeout)
         ),
     )
 

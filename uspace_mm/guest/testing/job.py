@@ -29,6 +29,11 @@ class Limits:
     processes: int = 25
 
 
+def limits_for(test_s: float, total_s: float) -> Limits:
+    """Limits for tests that may take `test_s` each: the host's grace is a part of it, within bounds."""
+    return Limits(total_s=total_s, test_s=test_s, grace_s=min(20.0, max(5.0, test_s / 4)))
+
+
 @dataclass(frozen=True)
 class Job:
     """One pytest run: ``cwd`` is relative to the project, ``paths`` are more of its folders for sys.path.

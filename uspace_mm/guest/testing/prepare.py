@@ -11,7 +11,7 @@ import pytest
 
 from uspace_mm.errors import InputError
 from uspace_mm.guest.pagesize import PageSize
-from uspace_mm.guest.testing.job import Job, Limits
+from uspace_mm.guest.testing.job import Job, Limits, limits_for
 from uspace_mm.guest.testing.options import arguments_of, options_of
 from uspace_mm.guest.testing.project import PLACE, Project, find_root, load, source_paths
 from uspace_mm.guest.testing.times import parse_time
@@ -83,10 +83,8 @@ def session_job(config: pytest.Config, project: Project, wanted: Sequence[Wanted
         paths=source_paths(project),
         options=options_of(config, project),
         only=tuple(dict.fromkeys(want.guest_id for want in wanted)),
-        limits=Limits(
-            total_s=24 * 3600.0,
-            test_s=parse_time("--guest-test-timeout", timeout[-1]),
-        ),
+        # As in a session without guests, only single tests have a limit.
+        limits=limits_for(parse_time("--guest-test-timeout", timeout[-1]), total_s=24 * 3600.0),
     )
 
 
