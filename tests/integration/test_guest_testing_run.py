@@ -41,7 +41,10 @@ def test_ordinary_outcomes(tmp_path: Path) -> None:
     result = run(
         tmp_path,
         """
-def test_ok(): print("x" * 6_000_000)
+def test_ok(): print("x" * 1_000_000)
+def test_flood():
+    print("x" * 6_000_000)
+    pytest.fail("after the flood", pytrace=False)
 def test_fail():
     print("é \\udcff")
     value = 1
@@ -70,6 +73,7 @@ def test_teardown(late): pass
     assert result.problems == [] and result.not_run == [] and result.boots == 1
     assert statuses(result) == {
         "test_ok": "passed",
+        "test_flood": "failed",
         "test_fail": "failed",
         "test_xfail": "xfailed",
         "test_skip": "skipped",
@@ -84,7 +88,8 @@ def test_teardown(late): pass
     assert failed.reason == "AssertionError: nope"
     assert "assert 1 == 2" in failed.details[0]
     assert dict(failed.output)["Captured stdout call"] == "é ?\n"
-    assert "characters left out" in result.tests["test_a.py::test_ok"].output[0][1]
+    assert "characters left out" in result.tests["test_a.py::test_flood"].output[0][1]
+    assert result.tests["test_a.py::test_ok"].output == []
     assert [w["message"] for w in result.warnings if w["when"] == "runtest"] == ["careful"]
     assert (result.pytest_status, result.exit_status) == (1, 1)
 

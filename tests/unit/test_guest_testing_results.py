@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from uspace_mm.guest.pagesize import parse_page_size
 from uspace_mm.guest.testing.results import CaseResult, SizeResult
+from uspace_mm.guest.testing.session import Session
+from uspace_mm.guest.testing.size_run import Listener
 
 
 def report(
@@ -75,3 +78,14 @@ def test_exit_status_of_a_size() -> None:
         "skipped": 1,
         "passed": 1,
     }
+
+
+def test_records_that_make_no_sense_are_a_problem_of_the_run() -> None:
+    result = SizeResult("16k")
+    session = Session(parse_page_size("16k"), result, Listener())
+    session.take({"kind": "unheard of"})
+    assert result.problems == []
+    for record in ({"kind": "start"}, {"kind": "report", "report": 3}, {"kind": "items", "ids": None}):
+        session.take(record)
+    assert len(result.problems) == 3 and "'start' makes no sense" in result.problems[0]
+    assert result.exit_status == 1

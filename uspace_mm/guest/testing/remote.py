@@ -175,7 +175,7 @@ class Remote:
         with self._changed:
             while size.cases[guest_id].result is None and not size.ended:
                 self._changed.wait(1.0)  # with a limit, so that an interrupt gets through
-            case = size.cases[guest_id]
+            case = size.cases.pop(guest_id)
         if self._one_by_one and size.thread is not None:
             size.thread.join()
         if case.result is None:

@@ -42,6 +42,7 @@ class Session:
         self._interrupt = ""
         self._maxfail = 0
         self._known = False
+        self._warned: set[tuple[str, ...]] = set()
         # Files in whose collection a process ended, and how.
         self._died: dict[str, str] = {}
 
@@ -68,8 +69,16 @@ class Session:
         """One record of the running process."""
         kind = record["kind"]
         handler = getattr(self, f"_take_{kind.replace(' ', '_')}", None)
-        if handler is not None:
-            handler(record)
+        try:
+            if handler is not None:
+                handler(record)
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+            # Whole, but not of the reporter's making. Said once, and it makes the run a failed one.
+            problem = f"a record of kind {kind!r} makes no sense: does a test write to the report descriptor?"
+            if problem not in self._result.problems:
+                self._result.problems.append(problem)
+            self._result.output += f"{error!r}\n"
+            return
         self._listener.record(self._size, record)
 
     def _take_session(self, record: Record) -> None:
@@ -123,10 +132,14 @@ class Session:
         result = self._running.pop(str(record["id"]), None)
         if result is not None:
             result.finished = True
+            if not result.bad:
+                result.output = []  # nobody asks for it, and it may be megabytes
             self._listener.finished(self._size, result)
 
     def _take_warning(self, record: Record) -> None:
-        if record not in self._result.warnings:  # a second process collects once more
+        key = tuple(str(record.get(name)) for name in ("when", "id", "filename", "lineno", "message"))
+        if key not in self._warned:  # a second process collects once more
+            self._warned.add(key)
             self._result.warnings.append(record)
 
     def _take_interrupt(self, record: Record) -> None:
