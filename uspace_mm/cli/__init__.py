@@ -46,16 +46,17 @@ def _build_parser(argv: Sequence[str] = ()) -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns 0 done, 1 not so, 2 bad input, 3 this machine cannot, 130 interrupted."""
     argv = sys.argv[1:] if argv is None else argv
-    args = _build_parser(argv).parse_args(argv)
+    name = f"uspace-mm {argv[0]}" if argv and argv[0] in COMMANDS else "uspace-mm"
     try:
+        args = _build_parser(argv).parse_args(argv)
         status = int(args.run(args))
         sys.stdout.flush()
         return status
     except UspaceError as error:
-        print(f"uspace-mm {args.command}: {error}", file=sys.stderr)
+        print(f"{name}: {error}", file=sys.stderr)
         return error.exit_status
     except KeyboardInterrupt:
-        print(f"uspace-mm {args.command}: interrupted", file=sys.stderr)
+        print(f"{name}: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
         # The reader of a pipe went away (`| head`): not an error, and nothing more can be printed.

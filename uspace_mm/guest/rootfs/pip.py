@@ -99,13 +99,17 @@ def _run(arguments: Sequence[str]) -> tuple[int, str]:
     command += ["--retries", "2", "--no-color", *arguments]
     unset = ("PIP_TARGET", "PIP_USER", "PIP_PREFIX", "PIP_REQUIRE_VIRTUALENV", "PYTHONHOME", "PIP_NO_BINARY")
     environment = {name: value for name, value in os.environ.items() if name not in unset}
-    with subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        env={**environment, "LC_ALL": "C.UTF-8"},
-    ) as child:
+    # A folder for what pip unpacks: one that is killed leaves it there.
+    with (
+        tempfile.TemporaryDirectory(prefix="umm-pip-") as folder,
+        subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            env={**environment, "LC_ALL": "C.UTF-8", "TMPDIR": folder},
+        ) as child,
+    ):
         try:
             said = child.communicate()[1].decode(errors="replace")
         except BaseException:
