@@ -235,3 +235,14 @@ def _target(link: Path) -> str:
         return os.readlink(link)
     except OSError:
         return ""
+
+
+def test_output_in_an_encoding_that_lacks_the_letters(tmp_path: Path) -> None:
+    (tmp_path / "\u732b.so").write_bytes(BAD)
+    done = subprocess.run(
+        [sys.executable, "-m", "uspace_mm.cli", "elf", "audit", str(tmp_path)],
+        capture_output=True,
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+    )
+    assert (done.returncode, done.stderr) == (1, b"")
+    assert b"\\u732b.so" in done.stdout

@@ -22,6 +22,7 @@ from tests.elfs import RW, RX, Ph, elf
 from uspace_mm.elf.audit import audit
 from uspace_mm.elf.limits import Limits
 from uspace_mm.elf.records import Report
+from uspace_mm.elf.render import text
 from uspace_mm.errors import InputError
 from uspace_mm.guest.pagesize import PAGE_SIZES
 
@@ -294,3 +295,22 @@ def test_temporary_files_of_large_members_are_gone(tmp_path: Path) -> None:
     path = tmp_path / "x.tar"
     path.write_bytes(tar_of({"a.so": GOOD + bytes(20 << 20)}))
     assert len(look(path).files) == 1  # conftest looks for what is left in TMPDIR
+
+
+def test_many_small_bombs_share_one_bound(tmp_path: Path) -> None:
+    for index in range(6):
+        (tmp_path / f"{index}.gz").write_bytes(gzip.compress(tar_of({"zeros": bytes(1 << 20), "a.so": GOOD})))
+    assert len(look(tmp_path).files) == 6
+    report = look(tmp_path, replace(Limits(), ceiling_bytes=3 << 20))
+    assert len(report.files) == 2
+    assert ["under this path" in p.reason for p in report.problems] == [True] * 4
+
+
+def test_names_that_no_terminal_should_see(tmp_path: Path) -> None:
+    path = tmp_path / "x.tar"
+    path.write_bytes(tar_of({"a\x1b[2J\u202e.so": BAD, "b\udcff.so": BAD}))
+    report = look(path)
+    assert len(report.files) == 2
+    shown = text.render(report)
+    assert all(line.isprintable() for line in shown.splitlines())
+    assert "\\x1b[2J" in shown

@@ -79,7 +79,10 @@ def _write(args: argparse.Namespace, report: Report) -> None:
     if args.json:
         print(json.dumps(json_form.render(report), indent=2))
     elif "-" not in (args.sarif, args.junit):
-        print(text.render(report, width=shutil.get_terminal_size().columns, everything=args.all))
+        lines = text.render(report, width=shutil.get_terminal_size().columns, everything=args.all)
+        # Names may hold what the terminal's encoding has no way to write.
+        encoding = sys.stdout.encoding or "utf-8"
+        print(lines.encode(encoding, "backslashreplace").decode(encoding))
 
 
 def _to(name: str, document: str) -> None:

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from uspace_mm.elf import image
 from uspace_mm.elf.decompress import DamagedError, ForwardFile, compression_of, open_stream
-from uspace_mm.elf.limits import Budget, Limits, RefusedError
+from uspace_mm.elf.limits import Budget, Limits, RefusedError, Total
 from uspace_mm.elf.records import Problem
 from uspace_mm.elf.source import DescriptorSource, OversizeError, Source, SourceReader
 from uspace_mm.errors import InputError
@@ -53,14 +53,14 @@ def find(path: Path, limits: Limits | None = None) -> Iterator[Found | Problem]:
     except ValueError as error:
         raise InputError(f"{str(path)!r}: {error}") from error
     if stat.S_ISDIR(status.st_mode):
-        yield from _directory(path, limits)
+        yield from _directory(path, limits, Total(limits))
     elif stat.S_ISREG(status.st_mode):
-        yield from _file(path, str(path), limits)
+        yield from _file(path, str(path), limits, Total(limits))
     else:
         yield Problem(str(path), "neither a file nor a directory: not opened")
 
 
-def _directory(top: Path, limits: Limits) -> Iterator[Found | Problem]:
+def _directory(top: Path, limits: Limits, total: Total) -> Iterator[Found | Problem]:
     seen: set[tuple[int, int]] = set()
     problems: list[Problem] = []
 
@@ -80,13 +80,13 @@ def _directory(top: Path, limits: Limits) -> Iterator[Found | Problem]:
                 continue
             if status.st_nlink > 1:
                 seen.add((status.st_dev, status.st_ino))
-            yield from _file(path, str(path), limits)
+            yield from _file(path, str(path), limits, total)
         yield from problems
         problems.clear()
     yield from problems
 
 
-def _file(path: Path, name: str, limits: Limits) -> Iterator[Found | Problem]:
+def _file(path: Path, name: str, limits: Limits, total: Total) -> Iterator[Found | Problem]:
     try:
         # O_NONBLOCK: should it have become a FIFO since, opening it does not wait.
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -96,7 +96,7 @@ def _file(path: Path, name: str, limits: Limits) -> Iterator[Found | Problem]:
     try:
         if stat.S_ISREG(os.fstat(descriptor).st_mode):
             source = DescriptorSource(descriptor)
-            yield from _open(source, name, Budget(limits, source.size), 0)
+            yield from _open(source, name, Budget(limits, source.size, total), 0)
     except OSError as error:
         yield Problem(name, f"cannot be read: {error.strerror or error}")
     finally:

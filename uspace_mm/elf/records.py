@@ -136,9 +136,12 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """What happened when the file was loaded in a guest of that page size (``--prove``)."""
+    """What happened when the file was loaded in a guest of that page size (``--prove``).
 
-    ok: bool
+    ``ok`` is None when it says nothing about pages: not loaded with 4k pages either, or nothing was seen.
+    """
+
+    ok: bool | None
     compared: bool  # rights and bytes of every LOAD and of the RELRO range were compared with the file
     text: str
 

@@ -16,15 +16,15 @@ from uspace_mm.elf.verdict import combine
 def judge(verdict: Verdict, loader: Loader, seen: Observation | None, control: Observation | None) -> Verdict:
     """`verdict` with the evidence of `seen`, given by `loader`; `control` is None for the control."""
     if seen is None or seen.end == "lost":
-        return _with(verdict, Evidence(False, False, "the guest ended before the file was loaded"))
+        return _with(verdict, Evidence(None, False, "the guest ended before the file was loaded"))
     if control is not None and not control.compared:
         return _with(
             verdict,
-            Evidence(False, False, f"not loaded with 4k pages either ({control}): no matter of pages"),
+            Evidence(None, False, f"not loaded with 4k pages either ({control}): no matter of pages"),
         )
     found = _status(seen, control)
     if found is None:
-        return _with(verdict, Evidence(False, False, f"not loaded ({seen}), and there is no control for it"))
+        return _with(verdict, Evidence(None, False, f"not loaded ({seen}), and there is no control for it"))
     text = f"{loader.value}: {_text(seen, control, found)}"
     before = dict(verdict.by_loader).get(loader, verdict.status)
     if found is Status.LOADS and not seen.compared:
@@ -97,7 +97,10 @@ def _with(verdict: Verdict, evidence: Evidence, before: Verdict | None = None) -
     first = (before or verdict).evidence
     if first is None:
         return replace(verdict, predicted=(before or verdict).status, evidence=evidence)
+    known = [ok for ok in (first.ok, evidence.ok) if ok is not None]
     both = Evidence(
-        first.ok and evidence.ok, first.compared and evidence.compared, f"{first.text}; {evidence.text}"
+        all(known) if known else None,
+        first.compared and evidence.compared,
+        f"{first.text}; {evidence.text}",
     )
     return replace(verdict, predicted=(before or verdict).predicted, evidence=both)

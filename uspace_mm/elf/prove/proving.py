@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import lzma
 import tempfile
+import zipfile
+import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -17,6 +20,16 @@ from uspace_mm.guest.progress import Progress, silent
 CONTROL = PAGE_SIZES[0]
 _FILES = f"{tools.FOLDER}/files"
 
+# What a damaged archive may raise, which the audit has told of already.
+_UNSTAGED = (
+    StagingError,
+    OSError,
+    EOFError,
+    RuntimeError,
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+)
 # How many files may take their guest down before the rest is left alone.
 _ATTEMPTS = 4
 
@@ -98,7 +111,7 @@ def _stage(
         progress(f"unpacking {container}")
         try:
             place = stage(container, files, report.files, folder / str(number))
-        except (StagingError, OSError) as error:
+        except _UNSTAGED as error:
             report.problems.append(Problem(container, f"not proved: {error}"))
             continue
         for file in files:

@@ -67,7 +67,7 @@ def _results(file: FileReport) -> list[dict[str, Any]]:
         result["properties"] = {"pageSizes": sizes, **dict(finding.numbers)}
         results.append(result)
     for verdict in file.verdicts:
-        if verdict.evidence and not verdict.evidence.ok:
+        if verdict.evidence and verdict.evidence.ok is False:
             text = f"Pages of {verdict.page_size}: in the guest: {verdict.evidence.text}."
             results.append(_result("guest", "error", text, file.name))
     return results
