@@ -135,7 +135,10 @@ def test_after(): pass
     assert "AssertionError: assert ('64k', 'blue') == ('16k', 'blue')" in run.text
     assert "At index 0 diff: '64k' != '16k'" in run.text
     assert "said 64k" in run.text
-    assert "guest 4k: the interpreter was killed by SIGSEGV" in run.text and "in test_segv" in run.text
+    assert (
+        "guest 4k: the interpreter was killed by SIGSEGV" in run.text
+        and f'File "{folder}/tests/test_a.py", line 26 in test_segv' in run.text
+    )
     assert f"{folder}/tests/test_a.py:15: UserWarning: careful 4k" in run.text
     assert "SKIPPED [1] tests/test_a.py:21: because" in run.text
     assert "the host's fixture ended" in run.text

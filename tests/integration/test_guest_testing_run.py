@@ -122,6 +122,7 @@ def test_last(): pass
         "test_last": "",
     }
     assert "in test_segv" in result.tests["test_a.py::test_segv"].details[0]
+    assert result.tests["test_a.py::test_hang"].duration_s > 0
     assert "in test_gil" in result.tests["test_a.py::test_gil"].details[0]
     assert "pluggy" not in result.tests["test_a.py::test_gil"].details[0]
     assert result.tests["test_b.py"].status == "error"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 import threading
 import time
 import warnings
@@ -21,6 +22,8 @@ from uspace_mm.guest.testing.records import Record
 from uspace_mm.guest.testing.results import CaseResult
 from uspace_mm.guest.testing.size_run import Listener, SizeRun
 
+# The name in a line of faulthandler's stacks.
+_STACK_FILE = re.compile(r'(?<=^  File ")[^"]+', re.MULTILINE)
 # A session that ran all its tests waits so long for the guests' pytest to end.
 ENDING_S = 20.0
 
@@ -183,6 +186,8 @@ class Remote:
         reports = [self._report(record, want) for record in case.records]
         if not any(report.failed for report in reports) and case.result.bad:
             text = "\n\n".join(case.result.details) or case.result.reason
+            on_host = self._ready.on_host
+            text = _STACK_FILE.sub(lambda match: on_host(match[0]), text)
             reports.append(self._failed(want, f"guest {want.size}: {text}", case.result))
         return reports
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
@@ -30,6 +31,8 @@ class CaseResult:
     details: list[str] = field(default_factory=list)
     output: list[tuple[str, str]] = field(default_factory=list)
     finished: bool = False
+    # By time.monotonic(), on the host.
+    started_s: float = 0.0
 
     @property
     def bad(self) -> bool:
@@ -53,6 +56,8 @@ class CaseResult:
     def fail(self, reason: str, details: str = "") -> None:
         """The test did not live to report: `reason` says what happened to it."""
         self.status = "failed"
+        if self.started_s:
+            self.duration_s = time.monotonic() - self.started_s
         self.reason = reason
         self.details.append(f"{reason}\n{details}".rstrip())
         self.finished = True

@@ -116,7 +116,7 @@ class Session:
 
     def _take_start(self, record: Record) -> None:
         nodeid = str(record["id"])
-        self._running[nodeid] = self._result.tests[nodeid] = CaseResult(nodeid)
+        self._running[nodeid] = self._result.tests[nodeid] = CaseResult(nodeid, started_s=time.monotonic())
         self._listener.started(self._size, nodeid)
 
     def _take_report(self, record: Record) -> None:

@@ -148,7 +148,7 @@ def _size_json(size: SizeResult) -> dict[str, Any]:
 
 def _test_json(test: CaseResult) -> dict[str, Any]:
     data = asdict(test)
-    del data["finished"]
+    del data["finished"], data["started_s"]
     if not test.bad:
         del data["output"]
     return {**data, "duration_s": round(test.duration_s, 4)}
