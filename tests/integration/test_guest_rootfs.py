@@ -311,3 +311,19 @@ def test_the_real_archive(tmp_path: Path) -> None:
         archive.packages(["nonesuch-of-all"])
     with pytest.raises(PackageGone):
         archive.fetch([Package("hostname", "0.0-gone", "arm64", "0" * 64, 1)])
+
+
+@pytest.mark.slow
+def test_our_package_is_the_same_wherever_it_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a cache that is copied, or an image for containers, would not be what is made here."""
+    first = cache.digest_file(own.obtain())
+    other = tmp_path / "cache"
+    other.mkdir()
+    for kind in ("resolved", "host-python", "sysroot"):
+        (other / kind).symlink_to(cache.cache_root() / kind)
+    monkeypatch.setenv("UMM_GUEST_CACHE", str(other))
+    before = os.umask(0o077)
+    try:
+        assert cache.digest_file(own.obtain()) == first
+    finally:
+        os.umask(before)

@@ -27,7 +27,6 @@ _CORE_SOURCES = re.compile(r"^core_sources \+= files\(([^)]*)\)", re.MULTILINE)
 _CORE_OPTIONS = (
     "-std=gnu11",
     "-O2",
-    "-g1",
     "-D_GNU_SOURCE",
     "-DXXH_INLINE_ALL",
     "-fPIC",
@@ -108,6 +107,8 @@ def extension(progress: Progress = silent) -> Path:
             generated = _generate(native, Path(folder))
             core = _core_sources(native)
             options = [*_CORE_OPTIONS, f"-I{native}", f"-I{tools.include}/python{PYTHON}"]
+            # assert() names its file: by the same name wherever it is compiled.
+            options += [f"-ffile-prefix-map={native}=native", f"-ffile-prefix-map={folder}=native"]
             objects = tools.compile([generated, *core], Path(folder), options)
             tools.link(objects, entry / name, ["-shared", "-pthread", "-Wl,-z,max-page-size=0x10000"])
 

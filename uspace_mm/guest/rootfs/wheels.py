@@ -92,12 +92,23 @@ def unpack(files: Sequence[Path], tree: Path, site: str, scripts: str, progress:
     with tempfile.TemporaryDirectory(dir=tree.parent) as name:
         target = Path(name) / "target"
         pip.unpack(files, target)
+        _forget_origin(target)
         for program in (target / "bin").glob("*"):
             program.chmod(0o755)
         for source, to in (("bin", scripts), ("share", "usr/local/share"), ("etc", "usr/local/etc")):
             if (target / source).is_dir():
                 _move_into(target / source, tree / to)
         _move_into(target, tree / site)
+
+
+def _forget_origin(target: Path) -> None:
+    """pip notes where the wheels lie on this machine, and the image would depend on that."""
+    for about in target.glob("*.dist-info"):
+        (about / "direct_url.json").unlink(missing_ok=True)
+        record = about / "RECORD"
+        if record.is_file():
+            lines = record.read_text().splitlines(keepends=True)
+            record.write_text("".join(line for line in lines if "/direct_url.json," not in line))
 
 
 def _move_into(source: Path, to: Path) -> None:
