@@ -22,10 +22,8 @@ ROOT = Path(__file__).resolve().parents[2]
 BASE = "localhost/umm-base"
 TOOLS = "localhost/umm-tools"
 GUEST = "localhost/umm-guest"
-# What the cache of guests needs to make the root image without a network; kinds of uspace_mm.guest.
-FOR_THE_ROOT = ("deb", "host-python", "resolved", "sysroot", "wheel")
-# Sources of kernels are packages, too, and are not wanted.
-PACKAGE_MAX_BYTES = 50 << 20
+# Kinds of the cache of guests that are needed to compile the package for a guest without a network.
+FOR_THE_PACKAGE = ("host-python", "resolved", "sysroot")
 PROFILE = f"--security-opt=seccomp={ROOT / 'docker' / 'seccomp.json'}"
 SOURCES = (
     "pyproject.toml",
@@ -87,17 +85,12 @@ def page_size(context: Path) -> str:
     if not fitting:
         pytest.skip("lacks: a kernel for guests (uspace-mm guest kernel build --page-size 16k)")
     chosen = next((built for built in fitting if str(built.kernel.page_size) == "16k"), fitting[-1])
-    rootfs.obtain()
+    base = rootfs.obtain().layers[0].parent
     to = context / "docker" / "guest" / "cache"
-    shutil.copytree(chosen.entry, to / "kernel" / chosen.entry.name)
-    for kind in FOR_THE_ROOT:
-        for entry in (cache.cache_root() / kind).iterdir():
-            size = sum(path.stat().st_size for path in entry.rglob("*")) if entry.is_dir() else 0
-            if entry.name.startswith(".") or size > PACKAGE_MAX_BYTES:
-                continue
-            copy = shutil.copytree if entry.is_dir() else shutil.copyfile
-            (to / kind).mkdir(exist_ok=True)
-            copy(entry, to / kind / entry.name)
+    for entry in (chosen.entry, base):
+        shutil.copytree(entry, to / entry.parent.name / entry.name)
+    for kind in FOR_THE_PACKAGE:
+        shutil.copytree(cache.cache_root() / kind, to / kind)
     return str(chosen.kernel.page_size)
 
 
@@ -128,6 +121,9 @@ def test_the_image_of_the_guests_holds_what_boots_and_not_what_made_it(
     assert page_size in done.stdout
     done = guest.call(GUEST, ["sh", "-c", "ls $UMM_GUEST_CACHE; id -u; find / -xdev -type f -perm /6000"])
     *kinds, user = done.stdout.split()
+    # The large layer was taken from the context, not made again under another name.
+    layers = guest.call(GUEST, ["sh", "-c", "ls $UMM_GUEST_CACHE/root-base"]).stdout.split()
+    assert layers == [rootfs.obtain().layers[0].parent.name]
     assert user == "1000"
     assert {"agent", "kernel", "root-base", "root-own"} <= set(kinds)
     assert not {"apt", "deb", "wheel"} & set(kinds)

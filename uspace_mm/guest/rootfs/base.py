@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-import time
 from pathlib import Path
 
 from uspace_mm.guest import cache
@@ -59,7 +58,7 @@ def obtain(progress: Progress = silent) -> Path:
     wanted = wheels.base()
 
     def make(entry: Path) -> None:
-        started_s = time.time()
+        started_s = image.start()
         debs = packages().fetch(progress)
         files = wanted.fetch(progress)
         with tempfile.TemporaryDirectory(dir=entry) as folder:

@@ -44,7 +44,7 @@ def of_packages(names: Sequence[str], progress: Progress = silent) -> Path:
         return Set(names, dependencies=True, exclude=exclude)  # type: ignore[arg-type]
 
     def make(entry: Path) -> None:
-        started_s = time.time()
+        started_s = image.start()
         debs = wanted().fetch(progress)
         with tempfile.TemporaryDirectory(dir=entry) as folder:
             tree = Path(folder) / "tree"
@@ -75,7 +75,7 @@ def of_wheels(files: Sequence[Path], names: Sequence[str], progress: Progress = 
     wanted = wheels.Wheels(names, files, present=wheels.base())
 
     def make(entry: Path) -> None:
-        started_s = time.time()
+        started_s = image.start()
         found = wanted.fetch(progress)
         with tempfile.TemporaryDirectory(dir=entry) as folder:
             tree = Path(folder) / "tree"
@@ -96,7 +96,7 @@ def of_directory(directory: Path, progress: Progress = silent) -> Path:
     listed = sorted(_entries(directory))
 
     def make(entry: Path) -> None:
-        started_s = time.time()
+        started_s = image.start()
         with tempfile.TemporaryDirectory(dir=entry) as folder:
             tree = Path(folder) / "tree"
             tree.mkdir()

@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
@@ -64,7 +63,7 @@ def obtain(progress: Progress = silent) -> Path:
     module = extension(progress)
 
     def make(entry: Path) -> None:
-        started_s = time.time()
+        started_s = image.start()
         with tempfile.TemporaryDirectory(dir=entry) as folder:
             tree = Path(folder) / "tree"
             site = tree / OWN_SITE
