@@ -70,6 +70,15 @@ def test_what_fails_alike_is_shown_once(three: SuiteResult) -> None:
     assert "Captured stderr call" in text
 
 
+def test_a_name_that_depends_on_the_page_size_is_no_difference() -> None:
+    result = SuiteResult([size("4k", a="passed", b4="passed"), size("16k", a="passed", b16="skipped")])
+    assert [row.differs for row in result.rows()] == [False, False, False]
+    assert "2 tests that only some page sizes have" in summary(result)
+    assert "b16" not in summary(result) and "b16" in summary(result, all_rows=True)
+    result = SuiteResult([size("4k", a="passed"), size("16k", a="passed", b16="failed")])
+    assert [row.differs for row in result.rows()] == [False, True]
+
+
 def test_what_fails_everywhere_is_named_though_no_row_differs() -> None:
     result = SuiteResult([size("4k", a="failed"), size("16k", a="failed")])
     assert "failed on 4k, 16k: tests/test_a.py::a" in summary(result)

@@ -11,7 +11,7 @@ from typing import Any
 from uspace_mm.guest.pagesize import PageSize
 from uspace_mm.guest.testing.job import Job
 from uspace_mm.guest.testing.machine import Boot
-from uspace_mm.guest.testing.results import CaseResult, SizeResult
+from uspace_mm.guest.testing.results import BAD, CaseResult, SizeResult
 from uspace_mm.guest.testing.size_run import Listener, SizeRun
 
 # What QEMU needs beside the guest's memory: translated code, mostly.
@@ -70,8 +70,14 @@ class Row:
     cells: tuple[str, ...]
 
     @property
+    def partial(self) -> bool:
+        """Whether only some page sizes have it, and there all is well: its name depends on the page size."""
+        found = {cell for cell in self.cells if cell != ABSENT}
+        return ABSENT in self.cells and len(found) == 1 and not found & {*BAD, NOT_RUN}
+
+    @property
     def differs(self) -> bool:
-        return len(set(self.cells)) > 1
+        return len(set(self.cells)) > 1 and not self.partial
 
 
 def side_by_side(sizes: int, *, memory_bytes: int, cpus: int, available_bytes: int) -> int:

@@ -60,13 +60,20 @@ def _line(first: str, width: int, cells: list[str], widths: list[int]) -> str:
 
 
 def _same_everywhere(result: SuiteResult) -> Iterator[str]:
-    rows = [row for row in result.rows() if not row.differs]
+    partial = [row for row in result.rows() if row.partial]
+    rows = [row for row in result.rows() if not row.differs and not row.partial]
     bad = [row for row in rows if row.cells[0] in ("failed", "error")]
     if len(result.sizes) > 1 and rows:
         counts = _counted(rows)
-        yield f"{len(rows)} {'test' if len(rows) == 1 else 'tests'} alike on all page sizes: {counts}"
+        yield f"{_tests(len(rows))} alike on all page sizes: {counts}"
+    if partial:
+        yield f"{_tests(len(partial))} that only some page sizes have (--all-rows shows them)"
     for row in bad:
         yield f"  {row.cells[0]} on {_names(result)}: {row.test}"
+
+
+def _tests(number: int) -> str:
+    return f"{number} {'test' if number == 1 else 'tests'}"
 
 
 def _counted(rows: list[Row]) -> str:
