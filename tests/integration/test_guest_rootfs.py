@@ -75,6 +75,17 @@ def test_a_directory_lands_at_the_root(overlay: Path, tmp_path: Path) -> None:
     assert (tree / "usr/bin/tool").stat().st_mode & 0o777 == 0o755
 
 
+def test_what_lies_in_bin_and_in_usr_is_one_folder(overlay: Path, tmp_path: Path) -> None:
+    (overlay / "usr/bin").mkdir(parents=True)
+    (overlay / "usr/bin/other").write_text("other")
+    (overlay / "bin/twice").symlink_to("tool")
+    (overlay / "usr/bin/twice").symlink_to("other")
+    tree = unpacked(layers.of_directory(overlay), tmp_path / "tree")
+    assert {path.name for path in (tree / "usr/bin").iterdir()} == {"tool", "other", "twice"}
+    assert os.readlink(tree / "usr/bin/twice") == "other"
+    assert not (tree / "bin").exists()
+
+
 def test_bytecode_is_valid_where_it_lies(overlay: Path, tmp_path: Path) -> None:
     """Time and size of the source are in the header; else each guest would compile, or run old code."""
     tree = unpacked(layers.of_directory(overlay), tmp_path / "tree")

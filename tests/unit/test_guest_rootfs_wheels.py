@@ -9,6 +9,7 @@ import pytest
 
 from uspace_mm.errors import InputError
 from uspace_mm.guest import rootfs
+from uspace_mm.guest.debian import PackageGone
 from uspace_mm.guest.rootfs import pip
 from uspace_mm.guest.rootfs.wheels import Wheels, unpack
 
@@ -147,6 +148,8 @@ def test_resolved_once_and_fetched_again_when_the_cache_lost_it(no_index: Path, 
     make_wheel(no_index, "shared", "2")
     assert wanted.fetch() == [path], "what it means is remembered"
     path.write_bytes(b"damaged")
+    with pytest.raises(PackageGone):  # whoever made a key of the old ones has to make another
+        wanted.fetch()
     (again,) = wanted.fetch()
     assert again.name == "shared-2-py3-none-any.whl"
 

@@ -6,11 +6,10 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from uspace_mm.guest import cache
-from uspace_mm.guest.debian import Package, PackageGone
+from uspace_mm.guest.debian import Package
 from uspace_mm.guest.progress import Progress, silent
 from uspace_mm.guest.rootfs import bytecode, image, ldcache, wheels
-from uspace_mm.guest.rootfs.packages import Set, identity, unpack_all, wanted_in_guest
+from uspace_mm.guest.rootfs.packages import Set, identity, obtain_again, unpack_all, wanted_in_guest
 from uspace_mm.guest.rootfs.sources import makers
 from uspace_mm.guest.rootfs.target import (
     BASE_PACKAGES,
@@ -71,20 +70,15 @@ def obtain(progress: Progress = silent) -> Path:
             bytecode.compile_tree(tree, progress)
             image.pack(tree, entry / image.NAME, started_s, progress)
 
-    for attempt in (1, 2):
-        inputs = {
-            "packages": identity(packages().resolve(progress, afresh=attempt == 2)),
+    def inputs(afresh: bool) -> dict[str, object]:
+        return {
+            "packages": identity(packages().resolve(progress, afresh=afresh)),
             "wheels": wanted.identity(progress),
             "image": image.identity(),
             "makers": makers("base", "ldcache", "bytecode", "image", "wheels", "target", "packages"),
         }
-        try:
-            return cache.obtain("root-base", inputs, make, progress=progress) / image.NAME
-        except PackageGone:
-            if attempt == 2:
-                raise
-            progress("the mirror has newer packages, looking them up again")
-    raise AssertionError
+
+    return obtain_again("root-base", inputs, make, progress) / image.NAME
 
 
 def configure(tree: Path) -> None:

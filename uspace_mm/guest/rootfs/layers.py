@@ -12,10 +12,10 @@ from pathlib import Path
 
 from uspace_mm.errors import InputError
 from uspace_mm.guest import cache
-from uspace_mm.guest.debian import PackageGone, check_name
+from uspace_mm.guest.debian import check_name
 from uspace_mm.guest.progress import Progress, silent
 from uspace_mm.guest.rootfs import base, bytecode, image, wheels
-from uspace_mm.guest.rootfs.packages import Set, identity, unpack_all, wanted_in_guest
+from uspace_mm.guest.rootfs.packages import Set, identity, obtain_again, unpack_all, wanted_in_guest
 from uspace_mm.guest.rootfs.remember import remembered
 from uspace_mm.guest.rootfs.sources import makers
 from uspace_mm.guest.rootfs.target import NOT_NEEDED, USER_SITE
@@ -56,18 +56,13 @@ def of_packages(names: Sequence[str], progress: Progress = silent) -> Path:
             bytecode.compile_tree(tree, progress)
             image.pack(tree, entry / image.NAME, started_s, progress)
 
-    for attempt in (1, 2):
-        inputs = {
-            "packages": identity(wanted().resolve(progress, afresh=attempt == 2)),
+    def inputs(afresh: bool) -> dict[str, object]:
+        return {
+            "packages": identity(wanted().resolve(progress, afresh=afresh)),
             **_makers(progress, "packages", "base"),
         }
-        try:
-            return cache.obtain("root-packages", inputs, make, progress=progress) / image.NAME
-        except PackageGone:
-            if attempt == 2:
-                raise
-            progress("the mirror has newer packages, looking them up again")
-    raise AssertionError
+
+    return obtain_again("root-packages", inputs, make, progress) / image.NAME
 
 
 def of_wheels(files: Sequence[Path], names: Sequence[str], progress: Progress = silent) -> Path:
@@ -85,15 +80,17 @@ def of_wheels(files: Sequence[Path], names: Sequence[str], progress: Progress = 
             bytecode.compile_tree(tree, progress)
             image.pack(tree, entry / image.NAME, started_s, progress)
 
-    inputs = {"wheels": wanted.identity(progress), **_makers(progress, "wheels", "pip")}
-    return cache.obtain("root-wheels", inputs, make, progress=progress) / image.NAME
+    def inputs(_: bool) -> dict[str, object]:
+        return {"wheels": wanted.identity(progress), **_makers(progress, "wheels", "pip")}
+
+    return obtain_again("root-wheels", inputs, make, progress) / image.NAME
 
 
 def of_directory(directory: Path, progress: Progress = silent) -> Path:
     """An image with the files of `directory` (``__pycache__`` is left out) for the root of the guest."""
     check([], [], [], [directory])
     progress(f"looking through {directory}")
-    listed = sorted(_entries(directory))
+    listed = sorted(_entries(directory), key=lambda entry: (entry[0], entry[2]))
 
     def make(entry: Path) -> None:
         started_s = image.start()
@@ -186,7 +183,9 @@ def _copy(source: Path, status: os.stat_result, to: Path) -> None:
     to.parent.mkdir(parents=True, exist_ok=True)
     if stat.S_ISDIR(status.st_mode):
         to.mkdir(exist_ok=True)
-    elif stat.S_ISLNK(status.st_mode):
+        return
+    to.unlink(missing_ok=True)  # both bin/NAME and usr/bin/NAME
+    if stat.S_ISLNK(status.st_mode):
         to.symlink_to(os.readlink(source))
     else:
         try:

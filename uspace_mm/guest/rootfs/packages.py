@@ -102,9 +102,10 @@ def unpacked(
             with tarfile.open(entry / "tree.tar", "w") as archive:
                 archive.add(tree, arcname=".")
 
-    entry = obtain_again(
-        kind, lambda: {"packages": identity(packages.resolve(progress))}, make, packages, progress
-    )
+    def inputs(afresh: bool) -> dict[str, object]:
+        return {"packages": identity(packages.resolve(progress, afresh=afresh))}
+
+    entry = obtain_again(kind, inputs, make, progress)
     with tempfile.TemporaryDirectory(prefix=f"umm-{kind}-") as folder:
         with tarfile.open(entry / "tree.tar") as archive:
             # Python 3.14 would refuse the absolute links that packages have; the tree is our own.
@@ -115,15 +116,16 @@ def unpacked(
 
 def obtain_again(
     kind: str,
-    inputs: Callable[[], dict[str, object]],
+    inputs: Callable[[bool], dict[str, object]],
     make: Callable[[Path], None],
-    packages: Set,
     progress: Progress,
 ) -> Path:
-    """:func:`cache.obtain`, once more with `packages` looked up afresh when the mirror has replaced one."""
+    """:func:`cache.obtain`, once more when what the names meant is no longer to be had.
+
+    ``inputs(afresh)`` names what the entry depends on; `afresh`: look up what is remembered.
+    """
     try:
-        return cache.obtain(kind, inputs(), make, progress=progress)
+        return cache.obtain(kind, inputs(False), make, progress=progress)
     except PackageGone:
-        progress("the mirror has newer packages, looking them up again")
-        packages.resolve(progress, afresh=True)
-        return cache.obtain(kind, inputs(), make, progress=progress)
+        progress("there are newer versions, looking them up again")
+        return cache.obtain(kind, inputs(True), make, progress=progress)

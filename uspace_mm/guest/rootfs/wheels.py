@@ -10,8 +10,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from uspace_mm.errors import InputError
+from uspace_mm.errors import InputError, UnsupportedError
 from uspace_mm.guest import cache
+from uspace_mm.guest.debian import PackageGone
 from uspace_mm.guest.progress import Progress, silent
 from uspace_mm.guest.rootfs import pip
 from uspace_mm.guest.rootfs.remember import digest_of_file, remembered
@@ -24,7 +25,10 @@ _PIP_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\s*(\[[^\]]*\])?\s*([<>=!~,].
 
 def base() -> Wheels:
     """The wheels that every guest has: pytest, and what this package needs."""
-    needed = [line for line in metadata.requires("uspace-mm") or () if "extra ==" not in line]
+    try:
+        needed = [line for line in metadata.requires("uspace-mm") or () if "extra ==" not in line]
+    except metadata.PackageNotFoundError:
+        raise UnsupportedError("uspace-mm is not installed here, only imported: pip install it") from None
     return Wheels([*needed, "pytest>=8"])
 
 
@@ -49,11 +53,16 @@ class Wheels:
         return [f"{name} {digest}" for name, digest in sorted(self._resolve(progress).items())]
 
     def fetch(self, progress: Progress = silent) -> list[Path]:
-        """The wheels' files, from the cache where they are there."""
+        """The wheels' files, from the cache where they are there.
+
+        Raises :class:`PackageGone` when they had to be looked up again and others were found.
+        """
         wanted = self._resolve(progress)
-        if any(_cached(digest) is None for digest in wanted.values()):
-            wanted = self._resolve(progress, afresh=True)
         found = [_cached(digest) for digest in wanted.values()]
+        if None in found:
+            if self._resolve(progress, afresh=True) != wanted:
+                raise PackageGone("the index has other wheels than it had: try again")
+            found = [_cached(digest) for digest in wanted.values()]
         return [path for path in found if path is not None]
 
     def _resolve(self, progress: Progress, *, afresh: bool = False) -> Mapping[str, str]:
