@@ -1,8 +1,10 @@
-"""The pytest plugin on the host: ``@pytest.mark.pagesize("16k", "64k")`` runs a test in guests with these
-pages.
+"""The pytest plugin on the host: ``@pytest.mark.pagesize("16k", "64k")`` runs a test in guests of these sizes.
 
 It is an entry point, so every pytest run of an environment with this package imports it: what guests need is
 imported by the first test that is marked. Fixtures of marked tests run in the guest, with the test.
+
+With xdist every worker boots guests of its own and runs item after item in them; ``--dist loadgroup`` keeps
+each page size on one worker, as the marked tests of a size are a group.
 """
 
 from __future__ import annotations

@@ -1,5 +1,4 @@
-"""One page size: boots, runs pytest, and goes on after tests that took the interpreter or the guest with
-them.
+"""One page size: boots, runs pytest, and goes on after tests that took the interpreter or the guest down.
 
     boot -> pytest process -> records ... -> end of session       all done
                  |                 |
@@ -97,7 +96,7 @@ class SizeRun:
         limits = self._job.limits
         processes = 0
         try:
-            while not self._session.over and self.result.boots < limits.boots:
+            while not (self._session.over or self._stopped.is_set()) and self.result.boots < limits.boots:
                 machine = self.machine or self._boot_one()
                 if machine is None:
                     break
