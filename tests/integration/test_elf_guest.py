@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import zipfile
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -158,6 +159,9 @@ def proved(tested: None, tmp_path: Path) -> Iterator[Report]:
     for path in folder.iterdir():
         if path.suffix not in (".so", ".exe"):
             path.unlink()
+    with zipfile.ZipFile(folder / "x-1-py3-none-manylinux_2_28_aarch64.whl", "w") as wheel:
+        wheel.write(jemalloc, "x/_x.abi3.so")
+        wheel.writestr("x/__init__.py", "import os\nif os.sysconf('SC_PAGESIZE') > 4096: os.abort()\n")
     booted: list[PageSize] = []
 
     def booter(size: PageSize, machine: Machine, progress: Progress) -> Guest:
@@ -190,6 +194,10 @@ def test_prove_puts_evidence_beside_the_verdicts(proved: Report) -> None:
     assert jemalloc.evidence is not None
     assert jemalloc.evidence.compared
     assert told["align-4k.so"].status is Status.NEWER_GLIBC
+    wheel = next(verdict for name, verdict in told.items() if name.endswith("_x.abi3.so"))
+    assert (wheel.predicted, wheel.status) == (Status.UNKNOWN, Status.FAILS)
+    assert wheel.evidence is not None
+    assert "SIGABRT" in wheel.evidence.text
     missing = told["missing.exe"]
     assert missing.status is missing.predicted is Status.FAILS
     assert missing.evidence is not None

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from tests.elfs import RW, RX, Ph, elf
 from uspace_mm.elf.audit import audit
 from uspace_mm.elf.image import read_image
-from uspace_mm.elf.prove import jobs
+from uspace_mm.elf.prove import jobs, prove
 from uspace_mm.elf.prove.judging import judge
 from uspace_mm.elf.prove.observation import Observation, parse
 from uspace_mm.elf.prove.staging import StagingError, stage
 from uspace_mm.elf.records import Loader, Status, Verdict
+from uspace_mm.elf.render import json as json_form
+from uspace_mm.elf.render import sarif, text
 from uspace_mm.elf.source import BytesSource
 from uspace_mm.elf.verdict import judge as predict
-from uspace_mm.guest.pagesize import PAGE_SIZES, parse_page_size
+from uspace_mm.guest.boot import Guest
+from uspace_mm.guest.pagesize import PAGE_SIZES, PageSize, parse_page_size
 
 K4, _, K64 = PAGE_SIZES
 CLEAN = Observation(65536, True, frozenset(), "exited", 0, "")
@@ -193,3 +198,61 @@ def test_executables_and_musl_files_get_their_own_jobs(tmp_path: Path) -> None:
 
 def test_prediction_of_the_seeds() -> None:
     assert predict(read_image(BytesSource(BAD)), parse_page_size("64k")).status is Status.FAILS
+
+
+class FakeGuest:
+    """Takes files, and prints what a probe would, until a file takes it down."""
+
+    def __init__(self, fatal: str) -> None:
+        self.fatal = fatal
+        self.files: dict[str, bytes] = {}
+
+    def __enter__(self) -> FakeGuest:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.files.clear()
+
+    def put(self, path: str, content: bytes | Path, mode: int = 0o644) -> None:
+        self.files[path] = content.read_bytes() if isinstance(content, Path) else content
+
+    def run(self, command: list[str], *, on_stdout: Callable[[bytes], object], timeout_s: float) -> None:
+        assert timeout_s > 60
+        for line in self.files[command[1]].decode().splitlines():
+            name, _, _, file, *_ = line.split("\t")
+            assert file in self.files
+            on_stdout(f"job {name}\npage 65536\n".encode())
+            if file.endswith(self.fatal):
+                return
+            on_stdout(b"compared 0\nexited 0\nend\n")
+
+
+def test_a_file_that_takes_the_guest_down_does_not_keep_others_from_being_proved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "lib"
+    folder.mkdir()
+    data = elf((Ph(0, flags=RX),), text=b"<jemalloc>: Unsupported system page size")
+    for name in ("a.so", "b.so", "c.so"):
+        (folder / name).write_bytes(data)
+    tool = tmp_path / "tool"
+    tool.write_bytes(b"")
+    monkeypatch.setattr("uspace_mm.elf.prove.tools.obtain", lambda progress: {"probe": tool})
+    booted: list[PageSize] = []
+
+    def booter(size: PageSize, machine: object, progress: object) -> Guest:
+        booted.append(size)
+        return cast("Guest", FakeGuest("b.so" if size is K64 else "none"))
+
+    report = audit([folder], (K4, K64))
+    prove(report, booter=booter)
+    assert booted == [K4, K64, K64]
+    assert [file.verdicts[1].status for file in report.files] == [Status.LOADS, Status.UNKNOWN, Status.LOADS]
+    lost = report.files[1].verdicts[1].evidence
+    assert lost is not None
+    assert lost.ok is None
+    shown = text.render(report)
+    assert "c.so" in shown  # proved to load: that is news
+    assert "guest ended" in shown
+    assert json_form.render(report)["files"][1]["verdicts"][1]["evidence"]["ok"] is None
+    assert "guest" not in {result["ruleId"] for result in sarif.render(report)["runs"][0]["results"]}

@@ -19,9 +19,9 @@ _NARROWEST = 40
 
 
 def render(report: Report, *, width: int = 80, everything: bool = False) -> str:
-    """The report in lines of at most `width` characters; files that simply load only when `everything`."""
+    """The report in lines of at most `width` characters; files that simply load only with `everything`."""
     width = max(width, _NARROWEST)
-    shown = [file for file in report.files if everything or file.worst is not Status.LOADS]
+    shown = [file for file in report.files if everything or _has_news(file)]
     lines: list[str] = []
     if shown:
         lines.append("".join(f"{size!s:<{_COLUMN}}" for size in report.page_sizes) + "file")
@@ -33,6 +33,10 @@ def render(report: Report, *, width: int = 80, everything: bool = False) -> str:
         lines.append("")
     lines += [line for text in _summary(report) for line in _wrap(text, width, "  ")]
     return "\n".join(lines)
+
+
+def _has_news(file: FileReport) -> bool:
+    return file.worst is not Status.LOADS or any(verdict.evidence for verdict in file.verdicts)
 
 
 def clean(text: str) -> str:
@@ -67,7 +71,7 @@ def _file(file: FileReport, width: int, everything: bool) -> list[str]:
     for verdict in file.verdicts:
         for text, finding in facts(verdict, notes=everything):
             told.setdefault(text, []).append(str(verdict.page_size))
-            if finding.remedy and finding.level is not Level.NOTE:
+            if finding.remedy and finding.level is not Level.NOTE and verdict.status is not Status.LOADS:
                 remedies[finding.remedy] = None
         if verdict.evidence:
             told.setdefault(f"in the guest: {verdict.evidence.text}", []).append(str(verdict.page_size))

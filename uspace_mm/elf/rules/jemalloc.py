@@ -49,7 +49,7 @@ def check(offset: int | None, page_size: PageSize, loader: Loader) -> list[Findi
             Level.UNKNOWN,
             loader,
             f"contains jemalloc (its message is at {offset:#x} in the file)",
-            f"aborts at start if compiled for pages smaller than {page_size}: run it there (--prove)",
+            "aborts at start if compiled for smaller pages: run it there (--prove)",
             remedy=remedy.JEMALLOC,
             numbers=(("offset", offset), ("page", page_size.bytes)),
         )
