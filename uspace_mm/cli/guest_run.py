@@ -52,6 +52,9 @@ class Command:
             "--copy-out", action="append", default=[], metavar="GLOB", help="files to bring back afterwards"
         )
         parser.add_argument("--copy-to", default=".", metavar="DIR", help="where they go (default: here)")
+        parser.add_argument(
+            "--fresh", action="store_true", help="boot, where otherwise a state saved after a boot is resumed"
+        )
         parser.add_argument("--interactive", action="store_true", help="on this terminal; default: a shell")
         parser.add_argument("--json", action="store_true", help="print the outcome and the output as JSON")
         parser.add_argument("argv", nargs="*", metavar="COMMAND", help="the command and its arguments")
@@ -125,6 +128,8 @@ def _boot(args: argparse.Namespace) -> Guest:
             wheels=[Path(name) for name in args.wheel],
             pips=args.pip,
             overlays=[Path(name) for name in args.overlay],
+            # Files that are added change often, and each state takes its place on the disk.
+            saved=not args.fresh and not args.overlay,
             progress=progress,
         )
 

@@ -110,12 +110,13 @@ class Encoder:
 class Decoder:
     """Turns the bytes of one direction into frames, and refuses what is damaged or out of order.
 
-    After the first error every call raises it again: what follows a damaged frame has no meaning.
+    `sequence` is the number of the first frame. After the first error every call raises it again: what
+    follows a damaged frame has no meaning.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, sequence: int = 0) -> None:
         self._buffer = bytearray()
-        self._sequence = 0
+        self._sequence = sequence
         self._error: ChannelError | None = None
 
     def feed(self, data: bytes | memoryview) -> list[Frame]:

@@ -34,6 +34,10 @@ class Console:
             del self._tail[:surplus]
             self._dropped += surplus
 
+    def prepend(self, data: bytes) -> None:
+        """What was printed before all else."""
+        self._head[:0] = data[:HEAD_BYTES]
+
     @property
     def is_empty(self) -> bool:
         return not self._head

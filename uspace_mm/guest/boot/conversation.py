@@ -80,6 +80,10 @@ class Conversation:
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._heard = threading.Condition()
 
+    def resume_after_hello(self) -> None:
+        """Go on where the agent said HELLO and we had said nothing: its state was saved there."""
+        self._decoder = Decoder(sequence=1)
+
     def close(self) -> None:
         """Give back what it holds; the stream is the caller's."""
         os.close(self._wake)
@@ -221,12 +225,12 @@ class Conversation:
         """Wake whoever waits in a request: it asks the agent for a sign of life."""
         os.eventfd_write(self._wake, 1)
 
-    def set_clock(self, entropy: bytes) -> None:
+    def set_clock(self, entropy: bytes, limit_s: float) -> None:
         """Set the guest's clock to ours, and add `entropy` (at most 512 bytes) to its random numbers."""
         id_ = self._new_id()
         self._send(FrameType.CLOCK, struct.pack("<Q", time.time_ns()) + entropy, id_)
-        deadline = time.monotonic() + self._end_s
-        frame = self._wait(id_, (FrameType.PONG, FrameType.FAULT), deadline, self._end_s)
+        deadline = time.monotonic() + limit_s
+        frame = self._wait(id_, (FrameType.PONG, FrameType.FAULT), deadline, limit_s)
         if frame.type is FrameType.FAULT:
             raise GuestError(SetUpFailed(self._parsed(channel.parse_fault, frame.payload)[1]))
 

@@ -24,6 +24,7 @@ from uspace_mm.guest.pagesize import PageSize
 from uspace_mm.guest.progress import Progress, silent
 
 _CHUNK_BYTES = 1 << 18
+ENTROPY_BYTES = 64
 #: What a command finds in its environment, besides what the caller gives.
 ENVIRONMENT = {
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
@@ -229,25 +230,34 @@ def boot(
     """
     limits = deadlines.scaled(emulated=is_emulated())
     progress(f"booting a guest with {page_size} pages")
-    qemu = launch(kernel, page_size, root, machine)
     with ExitStack() as undo:
+        qemu = launch(kernel, page_size, root, machine)
         undo.callback(qemu.close)
+        conversation = Conversation(qemu.agent, qemu, end_s=limits.end_s)
+        undo.callback(conversation.close)
         try:
-            _await_first_byte(qemu, limits.first_byte_s)
-            progress(f"the kernel with {page_size} pages has started")
-            conversation = Conversation(qemu.agent, qemu, end_s=limits.end_s)
-            undo.callback(conversation.close)
-            hello = _parse_hello(conversation.hello(limits.init_s))
-            if hello.page_size != page_size.bytes:
-                raise GuestError(WrongPageSize(page_size.bytes, hello.page_size))
+            hello = parse_hello(await_hello(qemu, conversation, page_size, limits, progress), page_size)
+            # Kernels differ in whether they read the machine's clock; the entropy does no harm.
+            conversation.set_clock(os.urandom(ENTROPY_BYTES), limits.end_s)
         except GuestError as error:
             error.console = qemu.console_text
             raise
-        # Kernels differ in whether they read the machine's clock; the entropy does no harm.
-        conversation.set_clock(os.urandom(32))
         qemu.reports_panics = hello.reports_panics
         undo.pop_all()
         return Guest(qemu, conversation, hello, limits)
+
+
+def await_hello(
+    qemu: Qemu,
+    conversation: Conversation,
+    page_size: PageSize,
+    limits: Deadlines,
+    progress: Progress = silent,
+) -> dict[str, str]:
+    """What the agent says first; raises :class:`GuestError` when it says nothing in time."""
+    _await_first_byte(qemu, limits.first_byte_s)
+    progress(f"the kernel with {page_size} pages has started")
+    return conversation.hello(limits.init_s)
 
 
 def _await_first_byte(qemu: Qemu, limit_s: float) -> None:
@@ -263,9 +273,10 @@ def _await_first_byte(qemu: Qemu, limit_s: float) -> None:
             qemu.check()
 
 
-def _parse_hello(fields: dict[str, str]) -> Hello:
+def parse_hello(fields: Mapping[str, str], page_size: PageSize) -> Hello:
+    """The record of `fields`; raises :class:`GuestError` for a guest with another page size than wanted."""
     try:
-        return Hello(
+        hello = Hello(
             page_size=int(fields["page_size"]),
             release=fields["release"],
             machine=fields["machine"],
@@ -275,6 +286,9 @@ def _parse_hello(fields: dict[str, str]) -> Hello:
         )
     except (KeyError, ValueError) as error:
         raise GuestError(ChannelLost(f"HELLO: {ChannelError(str(error))}")) from error
+    if hello.page_size != page_size.bytes:
+        raise GuestError(WrongPageSize(page_size.bytes, hello.page_size))
+    return hello
 
 
 def _inside(path: str) -> PurePosixPath:

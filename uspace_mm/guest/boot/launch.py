@@ -8,6 +8,7 @@ import shutil
 import socket
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -72,7 +73,23 @@ def kernel_command_line(kernel: Kernel, page_size: PageSize, layers: int) -> str
     return " ".join(words)
 
 
-def launch(kernel: Kernel, page_size: PageSize, root: RootFilesystem, machine: Machine) -> Qemu:
+@dataclass(frozen=True)
+class MemoryFile:
+    """A file that is the guest's memory: written to (``shared``), or the start of a private copy."""
+
+    path: Path
+    shared: bool
+    #: Descriptor of the rest of a saved state, for QEMU to be told to go on from; :func:`launch` closes it.
+    state: int | None = None
+
+
+def launch(
+    kernel: Kernel,
+    page_size: PageSize,
+    root: RootFilesystem,
+    machine: Machine,
+    memory: MemoryFile | None = None,
+) -> Qemu:
     """Start QEMU with the kernel, the agent and the layers.
 
     Raises :class:`InputError` for a kernel and a CPU that do not go together and for images that are not
@@ -104,8 +121,8 @@ def launch(kernel: Kernel, page_size: PageSize, root: RootFilesystem, machine: M
         arguments = [
             *(setpriv, "--pdeathsig", "KILL", "--", str(qemu)),
             *("-no-user-config", "-nodefaults", "-display", "none", "-no-reboot"),
-            *("-machine", "virt", "-accel", accelerator, "-cpu", cpu, "-smp", str(machine.cpus)),
-            *("-m", f"{machine.memory_bytes >> 20}M"),
+            *("-accel", accelerator, "-cpu", cpu, "-smp", str(machine.cpus)),
+            *_memory(machine, memory),
             *("-kernel", str(kernel.image), "-initrd", f"/proc/self/fd/{archive}"),
             *("-append", kernel_command_line(kernel, page_size, len(root.layers))),
             # A pipe, not a socket: in a socket each byte of the UART takes the room of a message.
@@ -121,6 +138,8 @@ def launch(kernel: Kernel, page_size: PageSize, root: RootFilesystem, machine: M
             *(word for number, layer in enumerate(root.layers) for word in _disk(number, layer)),
         ]
         theirs = [agent_end.detach(), monitor_end.detach(), console_end, archive]
+        if memory is not None and memory.state is not None:
+            theirs.append(memory.state)
         started = Qemu(arguments, agent=agent, descriptors=theirs)
         on_failure.pop_all()
         started.start(console, monitor)
@@ -133,6 +152,19 @@ def _socket_pair(on_failure: ExitStack) -> tuple[socket.socket, socket.socket]:
         on_failure.callback(end.close)
         end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _CHANNEL_BUFFER_BYTES)
     return ours, theirs
+
+
+def _memory(machine: Machine, file: MemoryFile | None) -> list[str]:
+    size = f"{machine.memory_bytes >> 20}M"
+    if file is None:
+        return ["-machine", "virt", "-m", size]
+    name = str(file.path).replace(",", ",,")
+    share = "on" if file.shared else "off"
+    return [
+        *("-machine", "virt,memory-backend=memory", "-m", size),
+        *("-object", f"memory-backend-file,id=memory,size={size},mem-path={name},share={share}"),
+        *([] if file.state is None else ["-incoming", "defer"]),
+    ]
 
 
 def _disk(number: int, path: Path) -> list[str]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import queue
 import select
 import shutil
 import socket
@@ -21,7 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from uspace_mm.errors import UnsupportedError
+from uspace_mm.errors import UnsupportedError, UspaceError
 from uspace_mm.guest.boot import console
 from uspace_mm.guest.boot.errors import GuestError
 from uspace_mm.guest.outcome import Outcome, Panicked, PoweredOff, QemuFailed
@@ -40,6 +41,10 @@ def find_qemu() -> Path:
     return Path(found)
 
 
+class MonitorError(UspaceError):
+    """QEMU's monitor refused a command, or did not answer."""
+
+
 class Qemu:
     """A running QEMU. ``agent`` is our end of the channel; the console and the monitor are kept here."""
 
@@ -52,6 +57,8 @@ class Qemu:
         self._console = console.Console()
         self._output = bytearray()
         self._events: list[dict[str, Any]] = []
+        self._answers: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+        self._monitor: socket.socket | None = None
         self._status: int | None = None
         self._failed: BaseException | None = None
         self._process: subprocess.Popen[bytes] | None = None
@@ -63,6 +70,10 @@ class Qemu:
 
     def start(self, console_end: int, monitor: socket.socket) -> None:
         """Launch it; `console_end` and `monitor` are our ends, which the keeper closes."""
+        self._monitor = monitor
+        # Events and commands need the capabilities agreed on (docs/interop/qmp-spec.txt). This waits in the
+        # socket, so that whatever we ask later comes after it.
+        monitor.sendall(b'{"execute":"qmp_capabilities","id":0}\n')
         self._keeper = threading.Thread(
             target=self._keep, args=(console_end, monitor), name="qemu-keeper", daemon=True
         )
@@ -88,6 +99,11 @@ class Qemu:
         with self._lock:
             return self._console.text
 
+    def begin_console(self, before: bytes) -> None:
+        """What the console had printed before the state was saved that this guest goes on from."""
+        with self._lock:
+            self._console.prepend(before)
+
     @property
     def pid(self) -> int:
         assert self._process is not None
@@ -105,6 +121,18 @@ class Qemu:
             ended = True
         if ended:
             raise GuestError(self._how_it_ended(events))
+
+    def command(self, name: str, limit_s: float, **arguments: Any) -> Any:
+        """What QEMU's monitor answers (docs/interop/qmp-spec.txt); raises :class:`MonitorError`."""
+        assert self._monitor is not None
+        try:
+            self._monitor.sendall(json.dumps({"execute": name, "arguments": arguments}).encode() + b"\n")
+            answer = self._answers.get(timeout=limit_s)
+        except (OSError, queue.Empty) as error:
+            raise MonitorError(f"QEMU did not answer {name}: {error or 'too late'}") from error
+        if "return" not in answer:
+            raise MonitorError(f"QEMU refused {name}: {answer['error'].get('desc')}")
+        return answer["return"]
 
     def why_silent(self) -> Outcome | None:
         return PoweredOff("halted") if console.halted(self.console_text) else None
@@ -180,9 +208,6 @@ class Qemu:
     def _listen(
         self, process: subprocess.Popen[bytes], console_end: int, monitor: socket.socket, output: int
     ) -> None:
-        # Events come once the capabilities were agreed on (docs/interop/qmp-spec.txt).
-        with contextlib.suppress(OSError):
-            monitor.sendall(b'{"execute":"qmp_capabilities"}\n')
         pidfd = os.pidfd_open(process.pid)
         try:
             poller = select.poll()
@@ -230,7 +255,11 @@ class Qemu:
                 message = json.loads(line)
             except ValueError:
                 continue
-            if isinstance(message, dict) and "event" in message:
+            if not isinstance(message, dict):
+                continue
+            if "id" not in message and ("return" in message or "error" in message):
+                self._answers.put(message)
+            if "event" in message:
                 with self._lock:
                     self._events.append({"event": message["event"], "data": message.get("data") or {}})
                 if message["event"] == "GUEST_PANICKED":

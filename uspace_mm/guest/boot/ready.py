@@ -26,6 +26,7 @@ def ready(
     pips: Iterable[str] = (),
     overlays: Iterable[Path] = (),
     own: bool = True,
+    saved: bool = False,
     deadlines: Deadlines = Deadlines(),  # noqa: B008 frozen
     progress: Progress = silent,
 ) -> Guest:
@@ -33,8 +34,9 @@ def ready(
 
     `kernel` is ``"built"`` (our own; None means it too), ``"debian"``, or an image. `root` is used as it is;
     without it one is made with `packages`, `wheels`, `pips`, `overlays` and `own` as for
-    :func:`uspace_mm.guest.rootfs.obtain`. What is missing is made, which takes minutes for a kernel the first
-    time. Raises what that raises, and what :func:`boot` raises.
+    :func:`uspace_mm.guest.rootfs.obtain`. With `saved` the guest goes on from a state that was saved after
+    a boot, and the first such call saves it. What is missing is made, which takes minutes for a kernel the
+    first time. Raises what that raises, and what :func:`boot` raises.
     """
     # Before the root file system: what is wrong with it is known at once.
     found = find_kernel(page_size, kernel, progress=progress)
@@ -44,7 +46,11 @@ def ready(
         root = rootfs.obtain(
             packages=packages, wheels=wheels, pips=pips, overlays=overlays, own=own, progress=progress
         )
-    return boot(found, page_size, root, machine, deadlines=deadlines, progress=progress)
+    if not saved:
+        return boot(found, page_size, root, machine, deadlines=deadlines, progress=progress)
+    from uspace_mm.guest.boot.saved import resume
+
+    return resume(found, page_size, root, machine, deadlines=deadlines, progress=progress)
 
 
 def find_kernel(
