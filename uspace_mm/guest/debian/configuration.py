@@ -31,10 +31,10 @@ def mirror() -> str:
                 f"UMM_DEBIAN_MIRROR is {own!r}, which is no URI such as http://HOST/debian"
             )
         return own.rstrip("/")
-    targets = _host(
-        ["apt-get", "indextargets", "--format", "$(REPO_URI) $(LABEL)", "Created-By: Packages"]
-    ).splitlines()
-    # Without downloaded lists (a container image) apt does not know the label, and prints the word itself.
+    # Without downloaded lists (a container image) apt says nothing unless told that it need not know the
+    # releases, and then prints the word itself for their label.
+    ask = ["apt-get", "indextargets", "--format", "$(REPO_URI) $(LABEL)", "Created-By: Packages"]
+    targets = _host(ask).splitlines() or _host([*ask, "--no-release-info"]).splitlines()
     wanted = ("Debian", "$(LABEL)") if _is_debian() else ("Debian",)
     for label in wanted:
         for uri, _, found in (line.partition(" ") for line in targets):
