@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -76,6 +78,23 @@ def test_only_what_is_ours_is_removed(own_cache: Path, capsys: pytest.CaptureFix
     assert capsys.readouterr().out.startswith("removed ")
     left = {path for path in own_cache.rglob("*") if path.is_file() and not path.name.startswith(".")}
     assert left == set(mine)
+
+
+def test_only_what_was_not_used_for_long(own_cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    old, again, new = put("root-base", 1), put("root-base", 2), put("kernel", 3)
+    week_ago = time.time() - 7 * 86400
+    for entry in (old, again):
+        os.utime(entry / cache.MANIFEST, (week_ago, week_ago))
+    assert put("root-base", 2) == again, "which is a use"
+    assert main(["guest", "cache", "--clear", "--unused", "6.5"]) == 0
+    assert capsys.readouterr().out.startswith("removed ")
+    assert [path.exists() for path in (old, again, new)] == [False, True, True]
+    assert not list(own_cache.glob(f"*/.{old.name}.lock"))
+    assert main(["guest", "cache", "--clear", "--unused", "6.5", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["removed_bytes"] == 0
+    for arguments in (["--unused", "1"], ["--clear", "--unused", "-1"], ["--clear", "--unused", "nan"]):
+        assert main(["guest", "cache", *arguments]) == 2
+        assert "--unused DAYS" in capsys.readouterr().err
 
 
 def test_it_is_not_emptied_while_it_is_used(capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,16 +13,24 @@ class Command:
     help = "Show what the cache of guests holds and how large it is, or empty it."
 
     def prepare_parser(self, parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("--clear", action="store_true", help="remove everything that nobody uses now")
+        parser.add_argument(
+            "--clear", action="store_true", help="remove everything, unless somebody uses it now"
+        )
+        parser.add_argument(
+            "--unused", type=float, metavar="DAYS", help="with --clear: only what was not used for so long"
+        )
         parser.add_argument("--json", action="store_true", help="print it as JSON")
 
     def run(self, args: argparse.Namespace) -> int:
+        from uspace_mm.errors import InputError
         from uspace_mm.guest import stored
         from uspace_mm.guest.cache import cache_root
         from uspace_mm.sizes import format_size
 
+        if args.unused is not None and not (args.clear and args.unused >= 0):
+            raise InputError("--unused DAYS: a number of days, together with --clear")
         if args.clear:
-            removed = stored.clear()
+            removed = stored.clear() if args.unused is None else stored.clear_unused(args.unused * 86400)
             if args.json:
                 print(json.dumps({"cache": str(cache_root()), "removed_bytes": removed}))
             else:

@@ -15,6 +15,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -24,6 +25,7 @@ from uspace_mm.guest.progress import Progress, silent
 
 MANIFEST = ".manifest.json"
 _IN_USE = ".in-use"
+_USE_GRAIN_S = 3600
 # A new layout of entries gets a new number, so that old ones are not misread.
 LAYOUT = 1
 
@@ -183,7 +185,16 @@ def _is_whole(entry: Path) -> bool:
         except OSError:  # a cache that we may only read, or without space
             with suppress(OSError):
                 new.unlink(missing_ok=True)
+    _note_use(entry)
     return True
+
+
+def _note_use(entry: Path) -> None:
+    """The manifest's time says when the entry was used last, to the hour: what is old may be removed."""
+    manifest = entry / MANIFEST
+    with suppress(OSError):
+        if time.time() - manifest.stat().st_mtime > _USE_GRAIN_S:
+            os.utime(manifest)
 
 
 def _status(path: Path) -> list[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +19,13 @@ _MEMORY = re.compile(r"\.?[a-z]+-[0-9a-f]{32}\.json(\.\d+)?")
 
 @dataclass(frozen=True)
 class Stored:
-    """One entry: its kind and folder, the bytes it takes, when it was made, and what from."""
+    """One entry: its kind and folder, the bytes it takes, when it was made and last used, and what from."""
 
     kind: str
     folder: Path
     size_bytes: int
     made_s: float
+    used_s: float
     inputs: dict[str, Any]
 
 
@@ -39,9 +41,10 @@ def entries(*kinds: str) -> list[Stored]:
             try:
                 inputs = json.loads((entry / cache.MANIFEST).read_text())["inputs"]
                 made_s = entry.stat().st_mtime
+                used_s = (entry / cache.MANIFEST).stat().st_mtime
             except (OSError, ValueError, KeyError, TypeError):
-                inputs, made_s = {}, 0.0  # damaged: it counts, and can be cleared
-            found.append(Stored(folder.name, entry, _size(entry), made_s, inputs))
+                inputs, made_s, used_s = {}, 0.0, 0.0  # damaged: it counts, and can be cleared
+            found.append(Stored(folder.name, entry, _size(entry), made_s, used_s, inputs))
     return sorted(found, key=lambda item: (item.kind, item.made_s, item.folder.name))
 
 
@@ -49,6 +52,23 @@ def work_bytes() -> int:
     """Bytes of what is in the cache besides its entries: apt's lists, memories of what names meant."""
     root = cache.cache_root()
     return sum(_size(root / name) for name in ("apt", "resolved") if (root / name).is_dir())
+
+
+def clear_unused(age_s: float) -> int:
+    """Remove the entries that nobody has used for `age_s`; returns the bytes they took.
+
+    Raises :class:`~uspace_mm.guest.cache.CacheError` while another command uses the cache.
+    """
+    if not cache.cache_root().is_dir():
+        return 0
+    removed = 0
+    with cache.alone():
+        for entry in entries():
+            if time.time() - entry.used_s > age_s:
+                removed += entry.size_bytes
+                cache.remove(entry.folder)
+                cache.remove(entry.folder.with_name(f".{entry.folder.name}.lock"))
+    return removed
 
 
 def clear() -> int:
