@@ -1,4 +1,4 @@
-"""The pytest plugin on the host: ``@pytest.mark.pagesize("16k", "64k")`` runs a test in guests of these sizes.
+"""The pytest plugin on the host: ``@pytest.mark.pagesize("16k", "64k")`` runs a test in guests with them.
 
 It is an entry point, so every pytest run of an environment with this package imports it: what guests need is
 imported by the first test that is marked. Fixtures of marked tests run in the guest, with the test.
