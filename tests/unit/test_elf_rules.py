@@ -207,6 +207,18 @@ def test_relro_that_protects_less_than_it_says_is_noted() -> None:
     assert "lies in one page" in nothing.fact
 
 
+def test_bionic_protects_every_page_that_relro_touches() -> None:
+    """lld with max-page-size=0x4000 and a common page of 4K: written data in RELRO's last page."""
+    bionic = ("libc.so", "libm.so", "libdl.so")
+    headers = (Ph(0, flags=RX), Ph(0x20000, size=0x18000, flags=RW), relro(0x20000, 0x31000))
+    assert statuses(elf(headers, needed=bionic)) == ["loads", "wrong", "wrong"]
+    assert statuses(elf(headers, needed=MUSL)) == ["loads"] * 3
+    aligned = (Ph(0, flags=RX), Ph(0x20000, size=0x18000, flags=RW), relro(0x20000, 0x30000))
+    assert statuses(elf(aligned, needed=bionic)) == ["loads"] * 3
+    alone = (Ph(0, flags=RX), Ph(0x20000, size=0x1000, flags=RW), relro(0x20000, 0x21000))
+    assert statuses(elf(alone, needed=bionic)) == ["loads"] * 3
+
+
 def test_relro_takes_the_right_to_run_from_code_before_it() -> None:
     headers = (
         Ph(0),

@@ -1,12 +1,13 @@
 """PT_GNU_RELRO, which the loader makes read-only after relocation, both ends rounded down to pages.
 
-glibc elf/dl-reloc.c (_dl_protect_relro) and musl ldso/dynlink.c (reloc_all) do the same.
+glibc elf/dl-reloc.c (_dl_protect_relro) and musl ldso/dynlink.c (reloc_all) do the same. bionic rounds the
+end up (linker/linker_phdr.cpp, _phdr_table_set_gnu_relro_prot): every page that RELRO touches is protected.
 """
 
 from __future__ import annotations
 
-from uspace_mm.elf.memory import AddressSpace, round_down
-from uspace_mm.elf.records import PF_R, PF_W, PF_X, Finding, Image, Level, Loader, Segment
+from uspace_mm.elf.memory import AddressSpace, round_down, round_up
+from uspace_mm.elf.records import PF_R, PF_W, PF_X, Finding, Image, Level, Libc, Loader, Segment
 from uspace_mm.elf.rules import remedy
 from uspace_mm.guest.pagesize import PageSize
 
@@ -19,6 +20,8 @@ def check(image: Image, page_size: PageSize, loader: Loader, space: AddressSpace
     if relro is None or not relro.memsz:
         return []
     start, end = round_down(relro.vaddr, page_size.bytes), round_down(relro.end, page_size.bytes)
+    if image.libc is Libc.BIONIC:
+        end = round_up(relro.end, page_size.bytes)
     found: list[Finding] = []
 
     def report(level: Level, fact: str, consequence: str, segment: int | None = None) -> None:
