@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -10,6 +11,7 @@ import signal
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import time
 import zipfile
 from pathlib import Path
@@ -21,6 +23,7 @@ from tests.elfs import RW, RX, Ph, elf
 from uspace_mm import cli
 from uspace_mm.elf.image import ElfError, NotLoadableError, read_image
 from uspace_mm.elf.source import DescriptorSource
+from uspace_mm.errors import UnsupportedError
 from uspace_mm.guest.pagesize import PAGE_SIZES
 
 GOOD = elf((Ph(0, flags=RX), Ph(0x20000, 0x10000, flags=RW)))
@@ -235,6 +238,47 @@ def _target(link: Path) -> str:
         return os.readlink(link)
     except OSError:
         return ""
+
+
+def test_verdicts_are_printed_though_no_guest_runs(
+    wheel: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise UnsupportedError("lacks: qemu-system-aarch64")
+
+    monkeypatch.setattr("uspace_mm.elf.prove.prove", refuse)
+    status, out, err = run(capsys, wheel, "--prove")
+    assert (status, err.count("\n")) == (3, 1)
+    assert "lacks: qemu" in err
+    assert "FAILS" in out
+
+
+def test_an_image_laid_out_as_a_directory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    blobs = tmp_path / "blobs" / "sha256"
+    blobs.mkdir(parents=True)
+    (tmp_path / "oci-layout").write_text("{}")
+    (tmp_path / "index.json").write_text("{}")
+    layer = io.BytesIO()
+    with tarfile.open(fileobj=layer, mode="w:gz") as archive:
+        info = tarfile.TarInfo("usr/lib/bad.so")
+        info.size = len(BAD)
+        archive.addfile(info, io.BytesIO(BAD))
+    (blobs / ("0" * 64)).write_bytes(layer.getvalue())
+    status, out, _ = run(capsys, tmp_path, "--json")
+    assert status == 1
+    assert [file["path"].rpartition("!")[2] for file in json.loads(out)["files"]] == ["usr/lib/bad.so"]
+
+
+def test_virtual_environment(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    site = tmp_path / "lib" / "python3.13" / "site-packages" / "x"
+    site.mkdir(parents=True)
+    (tmp_path / "lib64").symlink_to("lib")
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "python").symlink_to(sys.executable)
+    (site / "bad.so").write_bytes(BAD)
+    status, out, _ = run(capsys, tmp_path, "--json")
+    assert status == 1
+    assert [file["path"] for file in json.loads(out)["files"]] == [str(site / "bad.so")]
 
 
 def test_output_in_an_encoding_that_lacks_the_letters(tmp_path: Path) -> None:

@@ -9,10 +9,11 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from uspace_mm.errors import InputError
+from uspace_mm.errors import InputError, UspaceError
 
 if TYPE_CHECKING:
     from uspace_mm.elf.records import Report
+    from uspace_mm.guest.progress import Progress
 
 
 class Command:
@@ -58,14 +59,24 @@ class Command:
             report = audit(
                 args.paths, parse_page_sizes(args.page_size), machine=args.machine, progress=progress
             )
-            if args.prove:
-                from uspace_mm.elf.prove import prove
-
-                prove(report, kernel=args.kernel, progress=progress)
+            failed = _prove(report, args.kernel, progress) if args.prove else None
         _write(args, report)
         if not report.files and not report.problems:
             print(f"uspace-mm elf: {_nothing(report, args.paths)}", file=sys.stderr)
+        if failed is not None:
+            raise failed
         return report.exit_status
+
+
+def _prove(report: Report, kernel: str | None, progress: Progress) -> UspaceError | None:
+    """What kept guests from running: the verdicts of the rules are worth printing all the same."""
+    from uspace_mm.elf.prove import prove
+
+    try:
+        prove(report, kernel=kernel, progress=progress)
+    except UspaceError as error:
+        return error
+    return None
 
 
 def _write(args: argparse.Namespace, report: Report) -> None:
