@@ -72,6 +72,9 @@ def test_json(small: list[str]) -> None:
         (["--", "/no/such"], 127, "/no/such: No such file or directory"),
         (["--", "/etc/passwd"], 126, "Permission denied"),
         (["--timeout", "1s", "--", "sleep", "100"], 124, "timed out: command took more than 1 s"),
+        (["--copy-out", "/nothing*", "--", "true"], 2, "nothing in the guest matches"),
+        (["--copy-out", "/etc/passwd", "--copy-to", "/dev/null", "--", "true"], 2, "Not a directory"),
+        (["--copy-out", "/dev/null", "--", "false"], 1, "Invalid argument"),
         (["--", "sh", "-c", "echo b > /proc/sysrq-trigger; sleep 100"], 125, "reset from inside"),
     ],
 )

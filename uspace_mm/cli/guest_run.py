@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from uspace_mm.errors import InputError
+from uspace_mm.errors import InputError, UspaceError
 from uspace_mm.guest.pagesize import parse_page_size
 from uspace_mm.guest.progress import on_terminal
 from uspace_mm.sizes import parse_size
@@ -79,16 +79,18 @@ class Command:
                     booted_s = time.monotonic() - started
                     outcome, output = _run(args, guest, argv, env, timeout_s)
                     ended_s = time.monotonic() - started
-                    files = []
-                    if args.copy_out and not _is_gone(outcome):
-                        files = guest.copy_out(args.copy_out, Path(args.copy_to))
+                    files, lost = _copy_out(args, guest, outcome)
                 console, page_bytes = guest.console, guest.hello.page_size
             except GuestError as error:
                 return _report(args, error.outcome, console=error.console)
         times = {"boot_s": booted_s, "command_s": ended_s - booted_s}
-        return _report(
+        status = _report(
             args, outcome, console=console, output=output, files=files, times=times, pages=page_bytes
         )
+        if lost is None:
+            return status
+        print(f"uspace-mm guest run: {lost}", file=sys.stderr)
+        return status or lost.exit_status
 
 
 def add_machine_options(parser: argparse.ArgumentParser) -> None:
@@ -163,6 +165,22 @@ def _run(
         timeout_s=timeout_s,
     )
     return outcome, collected
+
+
+def _copy_out(
+    args: argparse.Namespace, guest: Guest, outcome: Outcome
+) -> tuple[list[Path], UspaceError | None]:
+    """The files that came back, and why one did not: how the command ended is told all the same."""
+    if not args.copy_out or _is_gone(outcome):
+        return [], None
+    try:
+        files = guest.copy_out(args.copy_out, Path(args.copy_to))
+    except UspaceError as error:
+        return [], error
+    except OSError as error:
+        return [], InputError(f"--copy-to {args.copy_to}: {error.strerror}")
+    wanted = " ".join(args.copy_out)
+    return files, None if files else InputError(f"--copy-out {wanted}: nothing in the guest matches")
 
 
 def _stdin() -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -118,7 +119,8 @@ class Panicked(HarnessOutcome):
 
     def __str__(self) -> str:
         first = next((line for line in self.oops.splitlines() if "panic" in line.lower()), "no text")
-        return f"the guest's kernel panicked: {first.strip()}"
+        # Without the time in front, which not every kernel prints.
+        return "the guest's kernel panicked: " + re.sub(r"^\[[ \d.]+\] ", "", first.strip())
 
 
 @dataclass(frozen=True)
