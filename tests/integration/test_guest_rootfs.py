@@ -320,6 +320,30 @@ def test_bad_arguments_are_one_line(
 
 
 @pytest.mark.slow
+def test_names_are_looked_up_again_when_asked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = rootfs.obtain()
+    own_cache, users = tmp_path / "cache", cache.cache_root()
+    own_cache.mkdir()
+    for kind in users.iterdir():
+        if kind.is_dir() and kind.name != "resolved":
+            (own_cache / kind.name).symlink_to(kind)
+    shutil.copytree(users / "resolved", own_cache / "resolved")
+    monkeypatch.setenv("UMM_GUEST_CACHE", str(own_cache))
+    for memory in (own_cache / "resolved").glob("packages-*"):
+        known = json.loads(memory.read_text())
+        for package in known["answer"]:
+            if package["name"] == "bash":
+                package["version"] = "1.0"
+        memory.write_text(json.dumps(known))
+    assert main(["guest", "root", "update", "--json"]) == 0
+    changes = json.loads(capsys.readouterr().out)["changes"]
+    assert [change["is"][:6] for change in changes if change["was"] == "bash 1.0"] == ["bash 5"]
+    assert rootfs.obtain().layers[0].parent.name == before.layers[0].parent.name or len(changes) > 1
+
+
+@pytest.mark.slow
 def test_the_real_archive(tmp_path: Path) -> None:
     archive = Archive()
     (package,) = archive.packages(["hostname"])

@@ -134,11 +134,14 @@ def test_an_unknown_name(fake: Path) -> None:
 def test_what_is_fetched_is_kept_and_needs_nobody_again(fake: Path) -> None:
     archive = Archive()
     packages = archive.packages(["hello"])
+    (apt,) = (cache.cache_root() / "apt").iterdir()
+    (apt / "fetch-of-one-that-was-killed").mkdir()
     said = []
     archive = Archive(progress=lambda text, done=None: said.append((text, done)))
     (path,) = archive.fetch(packages)
     assert path.read_bytes() == DEB
     assert ("Retrieving file 1 of 1", 0.5) in said
+    assert not list(apt.glob("fetch-*"))
     before = (fake / "calls").read_text()
     assert archive.fetch(packages) == [path]
     assert (fake / "calls").read_text() == before

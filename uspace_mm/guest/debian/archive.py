@@ -149,6 +149,8 @@ class Archive:
             folder.mkdir(parents=True, exist_ok=True)
             with (folder / "lock").open("w") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
+                for stale in folder.glob("fetch-*"):  # of one that was killed
+                    cache.remove(stale)
                 yield _Apt(folder, configuration.write(folder, uri, self.suite, self.architecture))
         except OSError as error:
             raise cache.CacheError(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -37,7 +36,8 @@ def is_known() -> bool:
 
 def forget_all() -> None:
     """The next calls look everything up again."""
-    shutil.rmtree(cache.cache_root() / _FOLDER, ignore_errors=True)
+    for path in (cache.cache_root() / _FOLDER).glob("*.json"):
+        path.unlink(missing_ok=True)
 
 
 def digest_of_file(path: Path) -> str:
