@@ -108,6 +108,17 @@ def test_without_network_and_cache_the_network_is_named(tmp_path: Path, command:
     assert half_made(folder) == []
 
 
+def test_what_cannot_be_a_kernel_is_said_at_once(tmp_path: Path) -> None:
+    sparse, pipe = tmp_path / "sparse", tmp_path / "pipe"
+    sparse.touch()
+    os.truncate(sparse, 1 << 40)
+    os.mkfifo(pipe)
+    for path in (sparse, pipe, Path("/dev/zero"), tmp_path):
+        status, line = said(umm("guest", "kernel", "inspect", str(path)))
+        assert status == 2
+        assert f"{path}: " in line
+
+
 def test_a_full_disk_is_named_whoever_meets_it_first(tmp_path: Path, made: str) -> None:
     with mounted(tmp_path / "tiny", "-t", "tmpfs", "-o", "size=256k", "none") as tiny:
         status, line = said(umm("guest", "root", "build", UMM_GUEST_CACHE=str(tiny)))
