@@ -12,13 +12,17 @@
 
 #include "pager/lock.h"
 
+static const uint64_t kept_max = 2 << 20;
+
 int zap_range(struct umm_uf *uf, uint64_t address, uint64_t len, uint64_t granule)
 {
+	if (len / granule > ZAP_MAX)
+		return -EINVAL;
 	pthread_mutex_lock(&uf->lock);
 	uf->zap.start = address;
 	uf->zap.end = address + len;
 	uf->zap.granule = granule;
-	memset(uf->zap.seen, 0, sizeof(uf->zap.seen));
+	memset(uf->zap.seen, 0, (len / granule + 63) / 64 * sizeof(uf->zap.seen[0]));
 	uf->zap.active = true;
 	pthread_mutex_unlock(&uf->lock);
 	/* A handler reads the REMOVE event of this; it must not need evict_lock, and does not. */
@@ -93,6 +97,10 @@ static bool copy_one(struct umm_region *region, uint64_t unit)
 	bool dirty = !err && !equals_stored(region, unit, word, pager->evict_buffer, &hash);
 	if (dirty)
 		err = write_out(region, unit, pager->evict_buffer, &layer);
+
+	/* Of units of 32 or 512 MiB the copy is not kept. */
+	if (region->unit > kept_max)
+		madvise(pager->evict_buffer, region->unit, MADV_DONTNEED);
 
 	pthread_mutex_lock(&uf->lock);
 	int state = unit_state(region, unit);

@@ -15,7 +15,7 @@ enum {
 	MOVE_MAX = 64, /* pages in one hold of the lock: some 7 us */
 	CALLS_MAX = 4, /* calls in one hold of the lock */
 };
-static const long back_off_ns = 50000000, event_ns = 50000;
+static const long back_off_ns = 50000000, back_off_most_ns = 400000000, event_ns = 50000;
 
 uint64_t resident_limit(struct umm_pager *pager)
 {
@@ -335,6 +335,7 @@ static void *evictor_main(void *argument)
 {
 	struct umm_pager *pager = argument;
 	struct picked batch[BATCH_MAX];
+	long back_off = back_off_ns;
 	prctl(PR_SET_NAME, "umm-evict");
 	pthread_mutex_lock(&pager->evict_wake_lock);
 	while (!pager->evict_stop) {
@@ -365,8 +366,12 @@ static void *evictor_main(void *argument)
 		 * more in. A store that refuses is: putting faults off would not help it. */
 		atomic_store(&pager->evict_stuck, fruitless && refused);
 		if (fruitless) {
-			/* Not a reason to spin. */
-			nanosleep(&(struct timespec){.tv_nsec = refused ? back_off_ns : event_ns}, NULL);
+			/* Not a reason to spin: a store that goes on refusing is asked less and less often.
+			 */
+			nanosleep(&(struct timespec){.tv_nsec = refused ? back_off : event_ns}, NULL);
+			back_off = refused && back_off < back_off_most_ns ? 2 * back_off : back_off;
+		} else {
+			back_off = back_off_ns;
 		}
 		pthread_mutex_lock(&pager->evict_wake_lock);
 	}

@@ -61,7 +61,8 @@ enum {
 	MAX_PREFETCHES = 256,
 	MAX_LAYERS = 255,
 	STAGING_AREAS = 8,
-	ZAP_MAX = 512, /* pages (units of a hugetlb region) in one MADV_DONTNEED of ours */
+	ZAP_MAX =
+	        8192, /* pages (units of a hugetlb region) in one MADV_DONTNEED of ours: a PMD of 64K pages */
 	REGION_HISTOGRAM_UNITS =
 	        1024, /* smaller regions have counters but no latency histograms of their own */
 };
