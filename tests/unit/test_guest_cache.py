@@ -162,6 +162,16 @@ def test_a_folder_that_cannot_be_is_named(
     assert maker.calls == 0
 
 
+def test_a_user_without_a_home_is_told_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("UMM_GUEST_CACHE", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 123456789)
+    with pytest.raises(cache.CacheError, match="UMM_GUEST_CACHE"):
+        cache.cache_root()
+    monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
+    assert cache.cache_root() == Path("/somewhere/uspace_mm/guest")
+
+
 SLOW_MAKER = """
 import sys, time
 from pathlib import Path

@@ -42,7 +42,10 @@ def cache_root() -> Path:
     if own:
         return Path(own)
     base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "uspace_mm" / "guest"
+    try:
+        return (Path(base) if base else Path.home() / ".cache") / "uspace_mm" / "guest"
+    except RuntimeError as error:  # a container's user that is in no passwd
+        raise CacheError("no home directory for the cache: set UMM_GUEST_CACHE to a folder") from error
 
 
 def digest_file(path: Path) -> str:
