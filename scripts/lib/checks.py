@@ -136,6 +136,7 @@ def main(argv: list[str]) -> int:
         prog="scripts/test", description="Run every check of this repository and count it."
     )
     parser.add_argument("--quick", action="store_true", help="leave out the tests marked slow")
+    parser.add_argument("--full", action="store_true", help="with the tests that take minutes in a guest")
     parser.add_argument("pytest", nargs="*", metavar="-- ARG", help="arguments passed on to pytest")
     args = parser.parse_args(argv)
     signal.signal(signal.SIGTERM, end)
@@ -148,7 +149,7 @@ def main(argv: list[str]) -> int:
         stages["guest kernels and root file system"] = partial(kernels_and_root, tally)
     stages["pytest"] = partial(python_tests, tally, args.quick, args.pytest)
     if not args.quick:
-        stages["tests in guests"] = partial(guests, tally)
+        stages["tests in guests"] = partial(guests, tally, args.full)
     with alone():
         try:
             for name, work in stages.items():

@@ -19,7 +19,7 @@ SIZES = "4k,16k,64k"
 MEMORY = "3G"
 # From nothing: three kernels and the root file system.
 KERNELS_LIMIT_S = 60 * 60
-TESTS_LIMIT_S = 30 * 60
+TESTS_LIMIT_S = 40 * 60
 
 # What depends on the kernel. The rest of the tests is about the tree, the host's tools and the command line.
 TESTS = (
@@ -33,14 +33,18 @@ TESTS = (
     "tests/integration/test_pager_fork.py",
     "tests/integration/test_pager_full.py",
     "tests/integration/test_pager_kernel_faults.py",
-    "tests/integration/test_pager_many.py",
     "tests/integration/test_pager_prefetch.py",
-    "tests/integration/test_pager_signals.py",
-    "tests/integration/test_pager_spawn.py",
     "tests/integration/test_pager_syscalls.py",
     "tests/integration/test_pager_units.py",
     "tests/integration/test_postcopy.py",
     "tests/integration/test_stores.py",
+)
+
+# Programs that start programs, and many threads: minutes per page size under emulation. Run with --full.
+LONG_TESTS = (
+    "tests/integration/test_pager_many.py",
+    "tests/integration/test_pager_signals.py",
+    "tests/integration/test_pager_spawn.py",
     "tests/integration/test_stores_function.py",
 )
 
@@ -75,8 +79,8 @@ def kernels_and_root(tally: Tally) -> None:
             report(name, outcome.output)
 
 
-def guests(tally: Tally) -> None:
-    """Run TESTS in a guest of each page size, and count every test of every size."""
+def guests(tally: Tally, full: bool) -> None:
+    """Run TESTS in a guest of each page size (`full`: LONG_TESTS too); every test of every size counts."""
     if missing_tools():
         return  # which is among the skipped already
     project = stage_project(tally)
@@ -100,7 +104,7 @@ def guests(tally: Tally) -> None:
             "--junit",
             junit,
         ),
-        *("--", "-m", "not slow", *TESTS),
+        *("--", "-m", "not slow", *TESTS, *(LONG_TESTS if full else ())),
         limit_s=TESTS_LIMIT_S,
     )
     failed = count(junit, tally) if junit.is_file() else 0
