@@ -136,6 +136,7 @@ def test_a_signal_ends_the_guest(small: list[str], number: int, status: int) -> 
         assert not is_running(qemu)
 
 
+@pytest.mark.slow
 def test_a_reader_that_stops_reading_does_not_hold_up_the_deadline(small: list[str]) -> None:
     with in_background([*small, "--timeout", "2s", "--", "sh", "-c", "echo started; yes"]) as (process, qemu):
         assert process.wait(60) == 124
