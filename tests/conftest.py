@@ -8,10 +8,15 @@ from collections.abc import Generator, Iterator
 from multiprocessing import resource_tracker
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
 
 from tests.leaks import everything, left_behind
+
+# No test asserts a time: under emulation an example takes what it takes.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 FAILED = pytest.StashKey[bool]()
 
