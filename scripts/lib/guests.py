@@ -20,6 +20,7 @@ MEMORY = "3G"
 # From nothing: three kernels and the root file system.
 KERNELS_LIMIT_S = 60 * 60
 TESTS_LIMIT_S = 40 * 60
+TEST_LIMIT_S = 10 * 60
 
 # What depends on the kernel. The rest of the tests is about the tree, the host's tools and the command line.
 TESTS = (

@@ -19,7 +19,7 @@ def test_the_programs_came_along() -> None:
 
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda path: path.name)
 def test_program(program: Path) -> None:
-    done = subprocess.run([program], capture_output=True, text=True, check=False, timeout=300)
+    done = subprocess.run([program], capture_output=True, text=True, check=False, timeout=600)
     if done.returncode == SKIPPED:
         pytest.skip(done.stderr.strip().splitlines()[-1])
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
