@@ -89,22 +89,18 @@ def guests(tally: Tally, full: bool) -> None:
         return
     junit = BUILD / "guest-tests.xml"
     junit.unlink(missing_ok=True)
+    options: dict[str, object] = {
+        "--page-size": SIZES,
+        "--memory": MEMORY,
+        "--project": project,
+        "--pip": "hypothesis",
+        "--junit": junit,
+        "--timeout": f"{TESTS_LIMIT_S}s",
+        "--test-timeout": f"{TEST_LIMIT_S}s",
+    }
     outcome = run(
-        PROGRAM,
-        *(
-            "guest",
-            "test",
-            "--page-size",
-            SIZES,
-            "--memory",
-            MEMORY,
-            "--project",
-            project,
-            "--pip",
-            "hypothesis",
-            "--junit",
-            junit,
-        ),
+        *(PROGRAM, "guest", "test"),
+        *(str(word) for option in options.items() for word in option),
         *("--", "-m", "not slow", *TESTS, *(LONG_TESTS if full else ())),
         limit_s=TESTS_LIMIT_S,
     )
