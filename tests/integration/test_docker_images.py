@@ -103,12 +103,16 @@ def guest(tools: Buildah, context: Path, page_size: str) -> Buildah:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [[], [PROFILE]], ids=["engine's profile", "our profile"])
+@pytest.mark.parametrize(
+    ("options", "user"),
+    [([], ""), ([PROFILE], ""), ([], "12345:12345")],
+    ids=["engine's profile", "our profile", "a user that the image does not know"],
+)
 def test_a_guest_boots_in_its_image_with_the_kernel_of_the_context(
-    guest: Buildah, page_size: str, options: list[str]
+    guest: Buildah, page_size: str, options: list[str], user: str
 ) -> None:
     command = ["uspace-mm", "guest", "run", "--page-size", page_size, "--", "getconf", "PAGESIZE"]
-    done = guest.call(GUEST, command, options=options)
+    done = guest.call(GUEST, command, options=options, user=user)
     assert (done.returncode, done.stdout) == (0, f"{parse_page_size(page_size).bytes}\n"), done.stderr
 
 
