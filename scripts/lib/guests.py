@@ -38,6 +38,7 @@ TESTS = (
     "tests/integration/test_pager_syscalls.py",
     "tests/integration/test_pager_units.py",
     "tests/integration/test_postcopy.py",
+    "tests/integration/test_postcopy_receiver.py",
     "tests/integration/test_stores.py",
 )
 
