@@ -10,6 +10,7 @@ from __future__ import annotations
 import faulthandler
 import json
 import os
+import signal
 import sys
 from collections.abc import Generator
 from pathlib import Path
@@ -76,6 +77,8 @@ def main(record: str, arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    # A shell starts its background jobs with SIGINT ignored, and so would be all that the tests start.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     # pytest run as `python -m pytest` has the current directory here, not the directory of this file.
     sys.path[0] = str(Path.cwd())
     sys.exit(main(sys.argv[1], sys.argv[2:]))
