@@ -241,5 +241,7 @@ int umm_serve(int fd, bool is_init, const char *failure, int error)
 	umm_command_abandon(&agent.command);
 	umm_put_abandon(&agent.put);
 	umm_get_end(&agent.get);
-	return result == -EPIPE ? 0 : result;
+	/* The host went away, perhaps without reading all (a socket says ECONNRESET then): nobody is left to
+	 * tell. */
+	return result == -EPIPE || result == -ECONNRESET ? 0 : result;
 }
