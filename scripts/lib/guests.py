@@ -31,8 +31,6 @@ TESTS = (
     "tests/integration/test_pager_arrays.py",
     "tests/integration/test_pager_close.py",
     "tests/integration/test_pager_files.py",
-    "tests/integration/test_pager_fork.py",
-    "tests/integration/test_pager_full.py",
     "tests/integration/test_pager_kernel_faults.py",
     "tests/integration/test_pager_prefetch.py",
     "tests/integration/test_pager_syscalls.py",
@@ -42,8 +40,10 @@ TESTS = (
     "tests/integration/test_stores.py",
 )
 
-# Programs that start programs, and many threads: minutes per page size under emulation. Run with --full.
+# Programs that start programs, many threads, full disks: minutes per page size under emulation. Run with --full.
 LONG_TESTS = (
+    "tests/integration/test_pager_fork.py",
+    "tests/integration/test_pager_full.py",
     "tests/integration/test_pager_many.py",
     "tests/integration/test_pager_signals.py",
     "tests/integration/test_pager_spawn.py",
