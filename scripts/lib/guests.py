@@ -15,8 +15,9 @@ from scripts.lib.running import ROOT, Tally, report, run, say
 
 PROGRAM = Path(sys.executable).parent / "uspace-mm"
 SIZES = "4k,16k,64k"
-# Huge pages are 512 MiB with pages of 64 KiB, and a test makes one out of small pages while it holds another.
-MEMORY = "3G"
+# Huge pages are 512 MiB with pages of 64 KiB, and a test makes one out of small pages while it holds another;
+# 3 GiB do for a test alone, but after 400 others have no free block of that size.
+MEMORY = "4G"
 # From nothing: three kernels and the root file system.
 KERNELS_LIMIT_S = 60 * 60
 TESTS_LIMIT_S = 40 * 60
@@ -40,7 +41,7 @@ TESTS = (
     "tests/integration/test_stores.py",
 )
 
-# Programs that start programs, many threads, full disks: minutes per page size under emulation. Run with --full.
+# Programs that start programs, many threads, full disks: minutes per page size under emulation. With --full.
 LONG_TESTS = (
     "tests/integration/test_pager_fork.py",
     "tests/integration/test_pager_full.py",

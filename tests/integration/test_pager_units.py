@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 from numpy.typing import NDArray
 
+from tests.integration.kernel.huge import huge_page_size
 from uspace_mm.errors import InputError, KernelError
 from uspace_mm.kernel.proc import page_size
 from uspace_mm.pager import PageLost, Pager, Region, guard
-from uspace_mm.sizes import format_size
 from uspace_mm.stores import FileStore, MemoryStore, ZeroStore
 
 Bytes = NDArray[np.uint8]
@@ -139,10 +138,8 @@ def test_units_of_a_pmd_are_huge_pages_after_populate() -> None:
     """2 MiB with pages of 4 KiB, 32 MiB with 16 KiB, 512 MiB with 64 KiB."""
     if not THP.exists() or "[never]" in THP.read_text():
         pytest.skip("lacks: transparent huge pages")
-    pmd = int((THP.parent / "hpage_pmd_size").read_text())
+    pmd = huge_page_size()
     count = max(1, min(4, (128 << 20) // pmd))
-    if psutil.virtual_memory().available < 3 * count * pmd:
-        pytest.skip(f"lacks: free memory for huge pages of {format_size(pmd)}")
     data = some_bytes(count * pmd)
 
     def holds_the_data(array: Bytes) -> bool:

@@ -6,7 +6,8 @@ import errno
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import psutil
 import pytest
@@ -17,6 +18,9 @@ from uspace_mm.kernel.proc import pmd_size
 from uspace_mm.kernel.transparent_hugepage import ROOT
 from uspace_mm.sizes import format_size
 
+# Of larger blocks a machine without much memory has few.
+LARGE = 64 << 20
+
 
 def huge_page_size() -> int:
     """Bytes of a huge page; skips where the machine has none, or no room for four (a test may need them)."""
@@ -25,7 +29,16 @@ def huge_page_size() -> int:
         pytest.skip("lacks: transparent huge pages")
     if psutil.virtual_memory().available < 4 * size:
         pytest.skip(f"lacks: free memory for huge pages of {format_size(size)}")
+    make_blocks(size)
     return size
+
+
+def make_blocks(size: int) -> None:
+    """Let the kernel put free memory together: a small guest has no block of 512 MiB after many tests."""
+    if size > LARGE:
+        for setting in ("drop_caches", "compact_memory"):
+            with suppress(OSError):  # root's
+                (Path("/proc/sys/vm") / setting).write_text("1")
 
 
 def collapse(address: int, length: int) -> None:
