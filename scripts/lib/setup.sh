@@ -76,11 +76,14 @@ umm_check_machine() {
 	if ! command -v "${cc%% *}" >/dev/null; then
 		[ -z "${CC:-}" ] || umm_cannot "CC=$CC: there is no such compiler"
 		umm_lack "a C compiler (no cc on PATH)" gcc libc6-dev
-		umm_compiles cpp xxhash.h || umm_lack "xxhash.h" libxxhash-dev
+		cc=cpp
 	else
 		umm_compiles "$cc" stdlib.h || umm_lack "the C library's headers" libc6-dev
-		umm_compiles "$cc" xxhash.h || umm_lack "xxhash.h" libxxhash-dev
 	fi
+	umm_compiles "$cc" xxhash.h || umm_lack "xxhash.h" libxxhash-dev
+	umm_compiles "$cc" urcu/urcu-bp.h || umm_lack "liburcu (urcu/urcu-bp.h)" liburcu-dev
+	# With it meson finds liburcu.
+	command -v "${PKG_CONFIG:-pkg-config}" >/dev/null || umm_lack "pkg-config" pkgconf
 }
 
 umm_apt() {
@@ -124,8 +127,8 @@ umm_logged() {
 }
 
 # What only some stages and tests use, in lines FILE-OR-COMMAND PACKAGE: those are skipped, with this reason, where
-# it cannot be had. The cross compiler serves the aarch64 build, the kernels and the ELF tests, the rest the guests
-# and the images.
+# it cannot be had. The cross compiler serves the aarch64 build, the kernels and the ELF tests, spin the model of the
+# notifiers, the rest the guests and the images.
 umm_test_tools() {
 	cat <<-'TOOLS'
 	aarch64-linux-gnu-gcc gcc-aarch64-linux-gnu
@@ -143,6 +146,7 @@ umm_test_tools() {
 	/usr/share/keyrings/debian-archive-keyring.gpg debian-archive-keyring
 	buildah buildah
 	debootstrap debootstrap
+	spin spin
 	TOOLS
 }
 

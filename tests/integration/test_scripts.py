@@ -51,6 +51,7 @@ class Machine:
             (self.bin / tool).symlink_to(found)
         self.program("python3", f'exec "{os.path.realpath(sys.executable)}" "$@"')
         self.program("cc", "exit 0")
+        self.program("pkg-config", "exit 0")
 
     def program(self, name: str, body: str) -> None:
         path = self.bin / name
@@ -94,18 +95,35 @@ def test_a_missing_compiler_is_named_with_the_command_to_type(machine: Machine, 
     assert status == 3
     assert f"scripts/{script}: missing: a C compiler (no cc on PATH)\n" in err
     assert "missing: xxhash.h" in err
-    assert "apt-get install gcc libc6-dev libxxhash-dev" in err
+    assert "apt-get install gcc libc6-dev libxxhash-dev liburcu-dev" in err
     assert not (machine.tree / ".venv").exists()
 
 
-def test_a_missing_header_is_named(machine: Machine) -> None:
+@pytest.mark.parametrize(
+    ("header", "package"), [("xxhash.h", "libxxhash-dev"), ("urcu/urcu-bp.h", "liburcu-dev")]
+)
+def test_a_missing_header_is_named(machine: Machine, header: str, package: str) -> None:
     # cpp reads the header's name from the source it is given
-    machine.program("cc", "case $(cat) in *xxhash*) exit 1 ;; esac")
+    machine.program("cc", f"case $(cat) in *{header}*) exit 1 ;; esac")
     status, err = machine.run("demo")
     assert status == 3
-    assert "missing: xxhash.h" in err
-    assert "a C compiler" not in err
-    assert err.rstrip().endswith("apt-get install libxxhash-dev")
+    (missing,) = [line for line in err.splitlines() if "missing: " in line]
+    assert header in missing
+    assert err.rstrip().endswith(f"apt-get install {package}")
+
+
+def test_a_missing_pkg_config_is_named_unless_another_is_asked_for(machine: Machine) -> None:
+    machine.without("pkg-config")
+    status, err = machine.run("demo")
+    assert status == 3
+    assert "missing: pkg-config\n" in err
+    assert err.rstrip().endswith("apt-get install pkgconf")
+    machine.without("cc")
+    machine.program("my-pkgconf", "exit 0")
+    status, err = machine.run("demo", PKG_CONFIG="my-pkgconf")
+    assert status == 3
+    assert "a C compiler" in err
+    assert "pkg-config" not in err
 
 
 def test_no_python_is_named(machine: Machine) -> None:
@@ -164,7 +182,7 @@ def test_root_gets_the_packages_from_apt_and_is_told_when_that_fails(
     assert "E: no network" in err
     assert "missing: a C compiler" in err
     install, update = calls.read_text().splitlines()
-    assert install.endswith("install --no-install-recommends gcc libc6-dev libxxhash-dev")
+    assert install.endswith("install --no-install-recommends gcc libc6-dev libxxhash-dev liburcu-dev")
     assert update.endswith(" update")
 
 
