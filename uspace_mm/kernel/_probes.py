@@ -14,6 +14,7 @@ import numpy as np
 from uspace_mm.errors import KernelError, UspaceError
 from uspace_mm.kernel import prctl
 from uspace_mm.kernel._check import PAGE_SIZE
+from uspace_mm.kernel.io_uring import IoUring, update_slot
 from uspace_mm.kernel.madvise import Advice, madvise
 from uspace_mm.kernel.mapping import MapFlag, Mapping, RemapFlag, map_memory, remap, unmap
 from uspace_mm.kernel.memfd import MemfdFlag, Seal, add_seals, get_seals, memfd_create
@@ -234,6 +235,14 @@ def process_memory() -> Finding:
         into = bytearray(PAGE_SIZE)
         process_read(os.getpid(), memory.address, into)
         return Finding(into == b"\x09" * PAGE_SIZE, "read a page of this process")
+
+
+def io_uring_buffers() -> Finding:
+    """A ring takes a table of buffers, and a buffer into a slot of it."""
+    with IoUring() as ring, Mapping(PAGE_SIZE) as memory:
+        ring.register_slots(1)
+        update_slot(ring.fd, 0, memory.address, memory.length)
+        return Finding(True, "registered a page with a ring")
 
 
 def failure(error: UspaceError) -> Finding:

@@ -234,6 +234,12 @@ _TABLE: tuple[tuple[str, str, str, Try], ...] = (
         "madvise in the process itself",
         p.process_advice,
     ),
+    (
+        "io_uring fixed buffers",
+        "following pinned buffers (kernel.io_uring_disabled=0)",
+        "ordinary reads and writes",
+        p.io_uring_buffers,
+    ),
     ("process_vm_readv", "reading other processes", "/proc/PID/mem", p.process_memory),
 )
 
