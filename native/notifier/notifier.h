@@ -179,6 +179,9 @@ int umm_subscribe(struct umm_space *space, struct umm_subscriber *subscriber, ui
  * handle is no longer valid. 0, or -EDEADLK: two callbacks unregister each other; both are
  * unregistered, but the other callback may still be running. */
 int umm_unsubscribe(struct umm_subscription *subscription);
+/* For pull mode, before umm_unsubscribe: 1 when `release` is still due and now the caller's to call (and
+ * nobody else's), else 0. */
+int umm_subscription_claim_release(struct umm_subscription *subscription);
 void umm_subscription_range(const struct umm_subscription *subscription, uint64_t *start, uint64_t *end);
 /* The context, subscriber of a subscription: for umm_subscriber_next. */
 void *umm_subscription_context(const struct umm_subscription *subscription);
@@ -206,7 +209,7 @@ struct umm_notify_range {
 	struct umm_space *space;
 	uint64_t version; /* of the set of subscriptions that were told */
 	_Atomic uint64_t *counter;
-	bool told;
+	uint32_t epoch; /* a child that forked in between tells no end */
 };
 
 /* Before memory in [start, end) changes. flags: UMM_NOTIFY_*. 0: change it, then call umm_notify_end, also
@@ -239,6 +242,7 @@ void umm_notify_post(struct umm_space *space, uint64_t start, uint64_t end, uint
  * was read, so from before the read until after the post nobody may believe that nothing changed. */
 struct umm_notify_reading {
 	_Atomic uint64_t *counter;
+	uint32_t epoch;
 	bool counted;
 };
 void umm_notify_reading_begin(struct umm_space *space, struct umm_notify_reading *reading);
@@ -268,6 +272,9 @@ bool umm_read_retry(struct umm_subscription *subscription, uint64_t seq);
 /* A callback that took too long, once for each time it is stuck. Called by a thread of the library's. NULL:
  * one line on stderr, which is how it is at first. */
 typedef void umm_notify_reporter(
+        void *context, const char *name, const struct umm_notify_event *event, uint64_t waited_ns);
+/* Does nothing: for who takes the reports (umm_notify_take_report) and wants no line on stderr. */
+void umm_notify_keep_reports(
         void *context, const char *name, const struct umm_notify_event *event, uint64_t waited_ns);
 void umm_notify_set_reporter(umm_notify_reporter *reporter, void *context);
 /* The oldest report that nobody took (64 are kept): 1, or 0 when there is none. */

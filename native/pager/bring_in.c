@@ -6,7 +6,7 @@
 #include <time.h>
 
 #include "common/clock.h"
-#include "pager/lock.h"
+#include "common/lock.h"
 
 static const uint64_t populate_slice = 256 << 10, populate_part = 8 << 20;
 static const long yield_ns = 20000;

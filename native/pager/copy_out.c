@@ -10,7 +10,7 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-#include "pager/lock.h"
+#include "common/lock.h"
 
 static const uint64_t kept_max = 2 << 20;
 

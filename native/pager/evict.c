@@ -7,8 +7,8 @@
 #include <sys/prctl.h>
 #include <time.h>
 
+#include "common/lock.h"
 #include "kernel/pagemap.h"
-#include "pager/lock.h"
 
 enum {
 	BATCH_MAX = 512,

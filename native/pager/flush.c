@@ -6,7 +6,7 @@
 #include <string.h>
 #include <sys/mman.h>
 
-#include "pager/lock.h"
+#include "common/lock.h"
 
 /* The unit's bytes as they are now. evict_lock held, so it stays where it is: 1 when there is something
  * that may have to be written, 0 when the store has it already, or -errno. */

@@ -12,8 +12,8 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "common/lock.h"
 #include "kernel/pagemap.h"
-#include "pager/lock.h"
 
 static pthread_mutex_t pagers_lock = PTHREAD_MUTEX_INITIALIZER;
 static struct umm_pager *pagers;

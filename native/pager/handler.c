@@ -12,7 +12,7 @@
 #include <unistd.h>
 
 #include "common/clock.h"
-#include "pager/lock.h"
+#include "common/lock.h"
 
 static const int pause_for_memory_us = 1000, pause_for_caller_us = 20, pause_for_eviction_us = 100;
 

@@ -12,9 +12,9 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "common/lock.h"
 #include "kernel/pagemap.h"
 #include "kernel/probe.h"
-#include "pager/lock.h"
 
 static const uint64_t default_pmd = 2 << 20;
 static const uint32_t most_regions = 1 << 20; /* what an entry of the fifo has room for */

@@ -12,7 +12,7 @@
 #include <time.h>
 
 #include "common/clock.h"
-#include "pager/lock.h"
+#include "common/lock.h"
 
 static const uint64_t window_max_bytes = 2 << 20;
 static const uint32_t window_first = 8, run_needed = 2;

@@ -7,7 +7,7 @@
 #include <string.h>
 #include <sys/mman.h>
 
-#include "pager/lock.h"
+#include "common/lock.h"
 
 static bool is_power_of_two(uint64_t x)
 {

@@ -12,8 +12,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "common/lock.h"
 #include "kernel/pagemap.h"
-#include "pager/lock.h"
 
 struct region_store {
 	struct umm_store base;

@@ -28,6 +28,7 @@ _CORE_OPTIONS = (
     "-O2",
     "-D_GNU_SOURCE",
     "-DXXH_INLINE_ALL",
+    "-DUMM_RCU_COUNTERS",
     "-fPIC",
     "-fvisibility=hidden",
 )

@@ -2,8 +2,8 @@
  *
  * A signal handler that touches region memory faults and waits for a fault handler, which wants the uf's
  * lock; were the interrupted code holding it, both would wait for ever. */
-#ifndef UMM_PAGER_LOCK_H
-#define UMM_PAGER_LOCK_H
+#ifndef UMM_COMMON_LOCK_H
+#define UMM_COMMON_LOCK_H
 
 #include <pthread.h>
 #include <signal.h>
