@@ -154,6 +154,7 @@ class _Worker:
 
     def __init__(self, notifier: Notifier) -> None:
         self.users = 0
+        self._at_end = False
         self._notifier = notifier
         name = notifier._label()
         self.subscriber: Subscriber[Registration] = Subscriber(
@@ -183,7 +184,7 @@ class _Worker:
                 if event.kind is Kind.RELEASE:
                     registration._released.set()
             subscriber.done(answer)
-        if subscriber.owner != os.getpid():
+        if self._at_end or subscriber.owner != os.getpid():
             return
         with _life.lock:
             notifier._past += subscriber.stats()
@@ -211,5 +212,6 @@ class _Worker:
     def at_exit(self, deadline: float) -> None:
         for registration in self.subscriber.objects():
             registration._released.wait(max(deadline - time.monotonic(), 0.0))
+        self._at_end = True  # its registrations stay: nobody is there to close them
         self.subscriber.close()
         self._thread.join(max(deadline - time.monotonic(), 0.0))
