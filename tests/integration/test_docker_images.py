@@ -28,7 +28,6 @@ PROFILE = f"--security-opt=seccomp={ROOT / 'docker' / 'seccomp.json'}"
 SOURCES = (
     "pyproject.toml",
     "meson.build",
-    "meson.options",
     "README.md",
     "LICENSE",
     ".dockerignore",

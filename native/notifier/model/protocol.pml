@@ -14,7 +14,7 @@
  *   ALL_FRAMES        unregister waits for its own callback, too
  *   NO_CYCLE_CHECK    two callbacks that unregister each other wait for each other
  *   NO_DRAIN          subscribe does not wait for the changes that loaded the old list
- *   CURRENT_ONLY      it waits for the current phase, and not first for the idle one
+ *   ONE_FLIP          it changes the phase once instead of twice
  *   NO_PHASES         it waits until no change at all is under way
  *   DRAIN_LOCKED      it holds the lock of the list meanwhile
  */
@@ -34,8 +34,7 @@ bool forsaken[SUBSCRIPTIONS];  /* nobody waits for its last call, which frees it
 bool taken[SUBSCRIPTIONS];     /* somebody calls, or has called, release */
 byte releases[SUBSCRIPTIONS];  /* calls of release */
 byte calls[SUBSCRIPTIONS];     /* in flight */
-byte birth[SUBSCRIPTIONS];
-byte births;                   /* so far; of the list as published, too */
+bool gone;                     /* the space was released */
 bool list_lock;                /* of those who change the list; callbacks take it */
 bool drain_lock;               /* of those who wait for changes; callbacks do not */
 
@@ -81,14 +80,13 @@ inline acquire(lock)
 
 /* -- calls ---------------------------------------------------------------------------------- */
 
-/* Enters RCU, loads the list, finds the first that was not visited and is as old as `version`: the walk holds
- * `s`, or NOBODY. */
-inline look(t, version, visited, s)
+/* Enters RCU, loads the list, finds the first of `among` in it: the walk holds `s`, or NOBODY. */
+inline look(t, among, s)
 {
 	d_step {
 		s = 0;
 		do
-		:: s < SUBSCRIPTIONS && (!(list & ~visited & BIT(s)) || birth[s] > version) -> s++
+		:: s < SUBSCRIPTIONS && !(list & among & BIT(s)) -> s++
 		:: else -> break
 		od;
 		if
@@ -177,72 +175,61 @@ inline call_release(s)
 
 /* -- a change: start, the memory changes, end ------------------------------------------------ */
 
-inline change_start(t, s, mine, visited, version)
+inline change_start(t, s, mine, visited)
 {
 	mine = phase;
 	changes[mine]++;
-	version = births;
-	do
-	:: look(t, version, visited, s);
-		if
-		:: s == NOBODY -> break
-		:: else -> take(t, s)
-		fi;
-		if
-		:: d_step {
-			taken[s] -> visited = visited | BIT(s);
-			put(s);
-		}
-		:: d_step {
-			!taken[s] -> visited = visited | BIT(s);
-			callback_begin(t, s);
-			assert(!(told[t] & BIT(s)));
-			told[t] = told[t] | BIT(s);
-		}
+	if
+	:: gone
+	:: else ->
+		do
+		:: look(t, ~visited, s);
+			if
+			:: s == NOBODY -> break
+			:: else -> take(t, s)
+			fi;
+			d_step {
+				callback_begin(t, s);
+				assert(!(told[t] & BIT(s)));
+				told[t] = told[t] | BIT(s);
+				visited = visited | BIT(s);
+			}
 			in_callback(t, s);
-			callback_end(t, s)
-		fi
-	od;
+			callback_end(t, s);
+		od
+	fi;
 	atomic {
 		changing[t] = true;
 		visited = 0;
 	}
 }
 
-/* To those who were told the start, without any list of them: who is as old as the list was then. */
-inline change_end(t, s, mine, visited, version)
+inline change_end(t, s, mine, visited)
 {
-	changing[t] = false;
+	d_step {
+		changing[t] = false;
+		visited = told[t];
+	}
 	do
-	:: look(t, version, visited, s);
+	:: look(t, visited, s);
 		if
 		:: s == NOBODY -> break
 		:: else -> take(t, s)
 		fi;
-		if
-		:: d_step {
-			taken[s] -> visited = visited | BIT(s);
-			put(s);
-		}
-		:: d_step {
-			!taken[s] -> visited = visited | BIT(s);
+		d_step {
 			callback_begin(t, s);
 			assert(told[t] & BIT(s));
 			told[t] = told[t] & ~BIT(s);
+			visited = visited & ~BIT(s);
 		}
-			in_callback(t, s);
-			callback_end(t, s)
-		fi
+		in_callback(t, s);
+		callback_end(t, s);
 	od;
 	atomic {
-		/* Balanced: whoever was told the start was told the end, or is released or in the list no more. */
-		for (i : 0 .. SUBSCRIPTIONS - 1) {
-			assert(!(told[t] & list & BIT(i)) || taken[i]);
-		}
-		i = 0;
+		/* Balanced: whoever was told the start was told the end, or is in the list no more. */
+		assert(!(told[t] & list));
 		told[t] = 0;
 		visited = 0;
-		version = 0;
 		s = 0;
 		changes[mine]--;
 		mine = 0;
@@ -282,9 +269,11 @@ inline look_for_cycle(t, s, cycle)
 inline unregister(t, s)
 {
 	bool cycle;
-	call_release(s);
-	d_step { !list_lock -> list = list & ~BIT(s); }
+	acquire(list_lock);
+	list = list & ~BIT(s);
+	list_lock = false;
 	grace_period(t);
+	call_release(s);
 	look_for_cycle(t, s, cycle);
 	if
 	:: cycle -> skip
@@ -313,8 +302,11 @@ inline unregister(t, s)
 /* The space goes away. */
 inline release_space(t, s, visited)
 {
+	acquire(list_lock);
+	gone = true;
+	list_lock = false;
 	do
-	:: look(t, births, visited, s);
+	:: look(t, ~visited, s);
 		if
 		:: s == NOBODY -> break
 		:: else -> take(t, s)
@@ -325,33 +317,22 @@ inline release_space(t, s, visited)
 	od;
 }
 
-inline drain(old)
+inline flip(old)
 {
-#ifdef NO_PHASES
-	changes[0] + changes[1] == 0;
-#else
-#ifndef CURRENT_ONLY
-	changes[1 - phase] == 0;
-#endif
 	d_step {
 		old = phase;
 		phase = 1 - old;
 	}
 	changes[old] == 0;
 	old = 0;
-#endif
 }
 
 /* When it returns, the changes that loaded the list without it have ended. */
 inline subscribe(t, s, old)
 {
 	acquire(list_lock);
-	d_step {
-		allocated[s] = true;
-		births++;
-		birth[s] = births;
-		list = list | BIT(s);
-	}
+	allocated[s] = true;
+	list = list | BIT(s);
 #ifndef DRAIN_LOCKED
 	list_lock = false;
 #endif
@@ -359,7 +340,14 @@ inline subscribe(t, s, old)
 #ifdef NO_DRAIN
 	skip;
 #else
-	drain(old);
+#ifdef NO_PHASES
+	changes[0] + changes[1] == 0;
+#else
+#ifndef ONE_FLIP
+	flip(old);
+#endif
+	flip(old);
+#endif
 #endif
 	drain_lock = false;
 #ifdef DRAIN_LOCKED
@@ -381,12 +369,12 @@ inline subscribe(t, s, old)
 
 inline walk()
 {
-	byte s, visited, mine, version;
+	byte s, visited, mine;
 	byte left = CHANGES;
 	do
 	:: left > 0 ->
-		change_start(_pid, s, mine, visited, version);
-		change_end(_pid, s, mine, visited, version);
+		change_start(_pid, s, mine, visited);
+		change_end(_pid, s, mine, visited);
 #ifndef ENDLESS
 		left--;
 #endif
