@@ -110,6 +110,9 @@ int umm_subscriber_next(struct umm_subscriber *subscriber, uint64_t timeout_ns,
 		/* Not under the lock: it may be memory that faults. */
 		*event = letter.event;
 		*subscription = letter.subscription;
+		/* Otherwise call_ops counts. */
+		if (subscriber->pull)
+			atomic_fetch_add_explicit(&subscriber->counts[event->kind], 1, memory_order_relaxed);
 	}
 	return err;
 }

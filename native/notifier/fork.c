@@ -28,8 +28,8 @@ void umm_notify_forking(bool begin)
 static void before_fork(void)
 {
 	/* The kernel write-protects private memory on both sides, as its own notifiers are told. */
-	umm_notify_start(
-	        &fork_range, &umm_self, 0, UINT64_MAX, UMM_SOURCE_PROCESS, UMM_REASON_FORK, NOTIFY_NO_WAIT);
+	umm_notify_start(&fork_range, &umm_self, 0, UINT64_MAX, UMM_SOURCE_PROCESS, UMM_REASON_FORK,
+	        UMM_NOTIFY_NO_WAIT);
 	report_before_fork();
 	pthread_mutex_lock(&umm_self.lock);
 	umm_rcu_before_fork();

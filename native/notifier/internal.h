@@ -161,10 +161,6 @@ void space_init(struct umm_space *space, uint32_t pid);
 
 /* The callback itself; the caller has made the frame. */
 int call_ops(struct umm_subscription *subscription, const struct umm_notify_event *event);
-/* FORK: direct subscribers are called, sleeping ones are told but not waited for (they may need what the
- * forking thread holds). */
-enum { NOTIFY_NO_WAIT = 1 << 16 };
-
 /* -- report.c ------------------------------------------------------------------------------- */
 
 void report_late(const char *name, const struct umm_notify_event *event, uint64_t waited_ns);

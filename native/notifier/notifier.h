@@ -86,6 +86,8 @@ enum {
 	UMM_NOTIFY_BLOCKABLE = 1 << 0, /* the side that changes the memory can wait */
 	UMM_NOTIFY_VOLUNTARY = 1 << 1, /* it can do without the change (eviction): it gives up while a fork is
 	                                  under way, and for late subscribers that say so */
+	UMM_NOTIFY_NO_WAIT = 1 << 2,   /* sleeping subscribers are told but not waited for: they may need what
+	                                  this thread holds */
 	UMM_NOTIFY_NAME_MAX = 63,      /* bytes of a subscriber's name */
 };
 
@@ -237,6 +239,16 @@ int umm_notify_age(struct umm_space *space, uint64_t start, uint64_t end, int so
  * waits; may be called by fault handlers with their locks held. */
 void umm_notify_post(struct umm_space *space, uint64_t start, uint64_t end, uint64_t to, int source,
         int reason, int promise);
+
+/* Around many small changes, so that they cost nothing while nobody subscribes: true when somebody does, and
+ * then each change is to be told of with start and end. Who subscribes after it is not told of these changes,
+ * and umm_subscribe waits for their end. */
+struct umm_notify_entry {
+	_Atomic uint64_t *counter;
+	uint32_t epoch;
+};
+bool umm_notify_enter(struct umm_space *space, struct umm_notify_entry *entry);
+void umm_notify_leave(struct umm_space *space, struct umm_notify_entry *entry);
 
 /* Around "read an event of the kernel's and post it": the side that changed the memory goes on when the event
  * was read, so from before the read until after the post nobody may believe that nothing changed. */

@@ -238,7 +238,11 @@ bool claim_release(struct umm_subscription *subscription)
 
 int umm_subscription_claim_release(struct umm_subscription *subscription)
 {
-	return subscription->epoch == atomic_load(&umm_fork_epoch) && claim_release(subscription);
+	bool ours = subscription->epoch == atomic_load(&umm_fork_epoch) && claim_release(subscription);
+	/* The call that the caller makes now. */
+	if (ours && subscription->subscriber->pull)
+		atomic_fetch_add(&subscription->subscriber->counts[UMM_NOTIFY_RELEASE], 1);
+	return ours;
 }
 
 static bool waits_in_a_circle(const struct umm_subscription *target, unsigned depth)

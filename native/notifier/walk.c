@@ -219,7 +219,7 @@ int umm_notify_start(struct umm_notify_range *range, struct umm_space *space, ui
 	};
 	if (!atomic_load(&space->tree) || start >= end || !is_ours(space))
 		return 0;
-	int err = start_slowly(range, flags & NOTIFY_NO_WAIT);
+	int err = start_slowly(range, flags & UMM_NOTIFY_NO_WAIT);
 	if (err)
 		leave_changes(range);
 	return err;
@@ -376,6 +376,21 @@ void umm_notify_post(struct umm_space *space, uint64_t start, uint64_t end, uint
 	}
 	phases_leave(counter);
 	umm_thread.open--;
+}
+
+bool umm_notify_enter(struct umm_space *space, struct umm_notify_entry *entry)
+{
+	umm_thread.open++;
+	entry->epoch = space->epoch;
+	entry->counter = phases_enter(&space->changes, thread_slot());
+	return atomic_load(&space->tree) != NULL;
+}
+
+void umm_notify_leave(struct umm_space *space, struct umm_notify_entry *entry)
+{
+	umm_thread.open--;
+	if (entry->epoch == space->epoch)
+		phases_leave(entry->counter);
 }
 
 void umm_notify_reading_begin(struct umm_space *space, struct umm_notify_reading *reading)

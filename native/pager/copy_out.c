@@ -48,14 +48,14 @@ static void give_up(struct umm_region *region, uint64_t unit)
 		unit_set_present(region, unit);
 }
 
-static uint64_t protect(struct umm_region *region, uint64_t unit)
+static uint64_t protect(struct umm_region *region, uint64_t unit, uint64_t announced)
 {
 	struct umm_pager *pager = region->pager;
 	uint64_t address = unit_address(region, unit);
 	if (unit_state(region, unit) != UNIT_LEAVING)
 		return 0;
 	struct umm_uffd_result result = {0};
-	if (!address || !pager->has_wp || has_zeroed(region, unit) ||
+	if (!address || (announced && address != announced) || !pager->has_wp || has_zeroed(region, unit) ||
 	        umm_uffd_writeprotect(region->uf->fd, address, region->unit, UMM_UFFD_WP_PROTECT, &result)) {
 		give_up(region, unit);
 		pager->evict_deferred |= result.outcome == UMM_OUTCOME_DEFERRED;
@@ -78,14 +78,14 @@ static void end_zap(struct umm_region *region, uint64_t unit, int err)
 		wake_unit(region, unit);
 }
 
-static bool copy_one(struct umm_region *region, uint64_t unit)
+static bool copy_one(struct umm_region *region, uint64_t unit, uint64_t announced)
 {
 	struct umm_pager *pager = region->pager;
 	struct umm_uf *uf = region->uf;
 	uint64_t granule = region->hugetlb ? region->hugetlb : pager->page;
 
 	pthread_mutex_lock(&uf->lock);
-	uint64_t address = protect(region, unit);
+	uint64_t address = protect(region, unit, announced);
 	uint32_t word = region->units[unit];
 	uint64_t hash = region->hashes[unit];
 	pthread_mutex_unlock(&uf->lock);
@@ -135,10 +135,10 @@ static bool copy_one(struct umm_region *region, uint64_t unit)
 	return !err;
 }
 
-uint64_t copy_out(struct umm_region *region, uint64_t first, uint64_t count)
+uint64_t copy_out(const struct picked *batch, uint64_t count)
 {
 	uint64_t went = 0;
 	for (uint64_t i = 0; i < count; i++)
-		went += copy_one(region, first + i);
+		went += copy_one(batch[i].region, batch[i].unit, batch[i].address);
 	return went;
 }

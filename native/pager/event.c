@@ -31,7 +31,7 @@ static void remove_unit(struct umm_region *region, uint64_t unit)
 	}
 }
 
-static void remove_piece(struct umm_region *region, uint64_t start, uint64_t end)
+static void remove_range(struct umm_region *region, uint64_t start, uint64_t end)
 {
 	uint64_t page = region->pager->page;
 	uint64_t first = start / region->unit, last = (end - 1) / region->unit;
@@ -53,6 +53,13 @@ static void remove_piece(struct umm_region *region, uint64_t start, uint64_t end
 	}
 }
 
+/* What the user takes away of an extent. */
+static void remove_piece(const struct extent *x, uint64_t low, uint64_t high)
+{
+	announce_event(low, high, 0, UMM_REASON_REMOVE, UMM_PROMISE_BEFORE);
+	remove_range(x->region, low - x->start + x->offset, high - x->start + x->offset);
+}
+
 void apply_remove(struct umm_uf *uf, uint64_t start, uint64_t end)
 {
 	for (struct extent *x = extents_from(uf, start); x < uf->extents + uf->n_extents && x->start < end;
@@ -60,7 +67,7 @@ void apply_remove(struct umm_uf *uf, uint64_t start, uint64_t end)
 		uint64_t low = start > x->start ? start : x->start, high = end < x->end ? end : x->end;
 		uint64_t granule = x->region->hugetlb ? x->region->hugetlb : uf->pager->page;
 		if (!uf->zap.active || high <= uf->zap.start || low >= uf->zap.end) {
-			remove_piece(x->region, low - x->start + x->offset, high - x->start + x->offset);
+			remove_piece(x, low, high);
 			continue;
 		}
 		/* Runs of what is not ours. */
@@ -69,12 +76,11 @@ void apply_remove(struct umm_uf *uf, uint64_t start, uint64_t end)
 			if (!is_own_zap(&uf->zap, at))
 				continue;
 			if (run < at)
-				remove_piece(
-				        x->region, run - x->start + x->offset, at - x->start + x->offset);
+				remove_piece(x, run, at);
 			run = at + granule;
 		}
 		if (run < high)
-			remove_piece(x->region, run - x->start + x->offset, high - x->start + x->offset);
+			remove_piece(x, run, high);
 	}
 }
 
@@ -102,6 +108,7 @@ static void apply_unmap(struct umm_uf *uf, uint64_t start, uint64_t end)
 		uf->own_unmap = (struct range){0, 0};
 		return;
 	}
+	announce_event(start, end, 0, UMM_REASON_UNMAP, UMM_PROMISE_AFTER);
 	struct range live[MAX_GHOSTS + 1];
 	uint32_t n = ghosts_consume(uf, start, end, live, forget_piece, uf);
 	for (uint32_t i = 0; i < n; i++)
@@ -170,6 +177,7 @@ static void move_range(struct moved *moved, uint64_t start, uint64_t end)
 
 static void apply_remap(struct umm_uf *uf, uint64_t from, uint64_t to, uint64_t len)
 {
+	announce_event(from, from + len, to, UMM_REASON_MOVE, UMM_PROMISE_AFTER);
 	struct moved moved = {.uf = uf, .from = from, .to = to};
 	struct range live[MAX_GHOSTS + 1];
 	/* Where somebody was mapped anew in the place that was left, the ghost is what moved. It leaves a

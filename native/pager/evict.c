@@ -11,7 +11,7 @@
 #include "kernel/pagemap.h"
 
 enum {
-	BATCH_MAX = 512,
+	BATCH_MAX = ANNOUNCED_MAX,
 	MOVE_MAX = 64, /* pages in one hold of the lock: some 7 us */
 	CALLS_MAX = 4, /* calls in one hold of the lock */
 };
@@ -68,7 +68,7 @@ void note_written(struct umm_region *region, uint64_t unit, uint8_t layer, uint6
 	region->hashes[unit] = hash;
 }
 
-static void back_in_place(struct umm_region *region, uint64_t unit)
+void back_in_place(struct umm_region *region, uint64_t unit)
 {
 	if (unit_state(region, unit) == UNIT_LEAVING)
 		unit_set_present(region, unit);
@@ -120,14 +120,16 @@ static bool sort_out(
 }
 
 /* One MOVE for neighbouring units, in one hold of the lock. Marks what could not be moved in `refused`. */
-static uint64_t move_run(
-        struct umm_region *region, uint64_t first, uint64_t count, struct staging_area *area, bool *refused)
+static uint64_t move_run(const struct picked *batch, uint64_t count, struct staging_area *area, bool *refused)
 {
+	struct umm_region *region = batch->region;
+	uint64_t first = batch->unit;
 	struct umm_pager *pager = region->pager;
 	struct umm_uf *uf = region->uf;
 	*refused = false;
 	uint64_t run, address = region_address_of(region, first * region->unit, &run);
-	if (run < region->unit) {
+	if (run < region->unit || (batch->address && batch->address != address)) {
+		/* Unmapped, or moved elsewhere since it was announced. */
 		for (uint64_t i = 0; i < count; i++)
 			back_in_place(region, first + i);
 		return 0;
@@ -166,6 +168,7 @@ static uint64_t run_of_leaving(
 	uint64_t count = 0;
 	while (count < n && count < most && batch[count].region == region &&
 	        batch[count].unit == batch[0].unit + count &&
+	        (!batch[0].address || batch[count].address == batch[0].address + count * region->unit) &&
 	        unit_state(region, batch[count].unit) == UNIT_LEAVING)
 		count++;
 	return count;
@@ -186,10 +189,10 @@ static uint64_t move_batch(struct umm_uf *uf, struct picked *batch, uint32_t n, 
 			continue;
 		}
 		bool refused;
-		went += move_run(region, batch[i].unit, count, area, &refused);
+		went += move_run(batch + i, count, area, &refused);
 		if (refused) {
 			pthread_mutex_unlock(&uf->lock);
-			went += copy_out(region, batch[i].unit, count);
+			went += copy_out(batch + i, count);
 			pthread_mutex_lock(&uf->lock);
 			calls = 0;
 		}
@@ -208,7 +211,7 @@ static uint64_t move_batch(struct umm_uf *uf, struct picked *batch, uint32_t n, 
 	return went;
 }
 
-uint64_t evict_batch(struct umm_uf *uf, struct picked *batch, uint32_t n)
+static uint64_t take_out(struct umm_uf *uf, struct picked *batch, uint32_t n)
 {
 	struct umm_pager *pager = uf->pager;
 	struct staging *staging = &pager->staging;
@@ -222,7 +225,7 @@ uint64_t evict_batch(struct umm_uf *uf, struct picked *batch, uint32_t n)
 		        batch[i + count].unit == batch[i].unit + count)
 			count++;
 		if (!pager->use_move || region->hugetlb || region->unit > staging->area_bytes) {
-			went += copy_out(region, batch[i].unit, count);
+			went += copy_out(batch + i, count);
 		} else {
 			for (uint32_t k = 0; k < count; k++)
 				batch[movable++] = batch[i + k];
@@ -246,6 +249,15 @@ uint64_t evict_batch(struct umm_uf *uf, struct picked *batch, uint32_t n)
 		went += move_batch(uf, batch, movable, area);
 	/* What only went out and came back is no progress. */
 	return went > refused ? went - refused : 0;
+}
+
+uint64_t evict_batch(struct umm_uf *uf, struct picked *batch, uint32_t n)
+{
+	struct announcements announcements;
+	n = announce_begin(&announcements, uf, batch, n);
+	uint64_t went = n ? take_out(uf, batch, n) : 0;
+	announce_end(&announcements);
+	return went;
 }
 
 static int compare_picked(const void *a, const void *b)
@@ -307,12 +319,13 @@ static bool any_lost(struct umm_pager *pager)
 }
 
 /* Units that left their regions. *deferred: none, as an event of the user's is under way. */
-static uint64_t evict_round(
-        struct umm_pager *pager, struct picked *batch, uint64_t excess, bool *deferred, bool *refused)
+static uint64_t evict_once(struct umm_pager *pager, struct picked *batch, uint64_t excess, bool waits,
+        bool *deferred, bool *refused, bool *again)
 {
 	uint64_t went = 0;
 	pthread_mutex_lock(&pager->evict_lock);
-	pager->evict_deferred = pager->evict_refused = false;
+	pager->evict_deferred = pager->evict_refused = pager->evict_again = false;
+	pager->evict_waits = waits;
 	for (uint32_t i = 0; i < pager->n_ufs; i++) {
 		uint64_t area = pager->staging.area_bytes;
 		uint32_t n = pick(&pager->ufs[i], batch, excess < area ? excess : area);
@@ -321,7 +334,21 @@ static uint64_t evict_round(
 	}
 	*deferred = !went && pager->evict_deferred;
 	*refused = pager->evict_refused;
+	*again = !went && pager->evict_again;
 	pthread_mutex_unlock(&pager->evict_lock);
+	return went;
+}
+
+/* As the kernel's reclaim of last resort: first what nobody has to be waited for, and only when nothing else
+ * can go, with waiting. */
+static uint64_t evict_round(
+        struct umm_pager *pager, struct picked *batch, uint64_t excess, bool *deferred, bool *refused)
+{
+	bool again;
+	uint64_t went = evict_once(pager, batch, excess, false, deferred, refused, &again);
+	if (!went && again)
+		went = evict_once(pager, batch, excess, true, deferred, refused, &again);
+	*deferred |= !went && again; /* a fork is under way */
 	return went;
 }
 
@@ -395,56 +422,4 @@ void evictor_join(struct umm_pager *pager)
 	pthread_mutex_unlock(&pager->evict_wake_lock);
 	if (pager->evictor_runs)
 		pthread_join(pager->evictor, NULL);
-}
-
-static uint32_t pick_range(
-        struct umm_region *region, uint64_t *unit, uint64_t end, struct picked *batch, uint64_t bytes)
-{
-	uint32_t n = 0;
-	pthread_mutex_lock(&region->uf->lock);
-	for (; *unit < end && n < BATCH_MAX && (n == 0 || (n + 1) * region->unit <= bytes); ++*unit) {
-		if (unit_state(region, *unit) != UNIT_PRESENT)
-			continue;
-		unit_set(region, *unit, UNIT_LEAVING, 0);
-		batch[n++] = (struct picked){region, *unit};
-	}
-	pthread_mutex_unlock(&region->uf->lock);
-	return n;
-}
-
-int umm_region_evict(struct umm_region *region, uint64_t offset, uint64_t len)
-{
-	if (region->unserved)
-		return -ENODEV;
-	struct umm_pager *pager = region->pager;
-	if (offset > region->mapped || len > region->mapped - offset)
-		return -EINVAL;
-	if (!len)
-		return 0;
-	struct picked *batch = malloc(BATCH_MAX * sizeof(*batch));
-	if (!batch)
-		return -ENOMEM;
-	sigset_t saved;
-	block_signals(&saved);
-	int err = 0;
-	pthread_mutex_lock(&pager->evict_lock);
-	bool borrowed = !pager->staging.memory;
-	if (borrowed)
-		err = staging_borrow(pager, region->unit);
-	region->write_error = 0;
-	uint64_t unit = offset / region->unit, end = (offset + len - 1) / region->unit + 1;
-	while (!err && unit < end) {
-		uint32_t n = pick_range(region, &unit, end, batch, pager->staging.area_bytes);
-		if (n)
-			evict_batch(region->uf, batch, n);
-	}
-	staging_finalise_all(pager);
-	if (borrowed)
-		staging_deinit(pager);
-	if (!err)
-		err = region->write_error;
-	pthread_mutex_unlock(&pager->evict_lock);
-	restore_signals(&saved);
-	free(batch);
-	return err;
 }

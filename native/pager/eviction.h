@@ -25,12 +25,15 @@ const uint8_t *staging_slot(struct umm_pager *pager, uint32_t payload);
 struct picked {
 	struct umm_region *region;
 	uint64_t unit;
+	uint64_t address; /* as which it was announced (announce.h); 0: nobody wants to know */
 };
 /* Evict a sorted batch of one userfaultfd's units. evict_lock held. Units that went. */
 uint64_t evict_batch(struct umm_uf *uf, struct picked *batch, uint32_t n);
-/* Without MOVE, or for pages that it refuses (shared after a fork, pinned): neighbouring LEAVING units are
+/* Without MOVE, or for pages that it refuses (shared after a fork, pinned): LEAVING units are
  * write-protected, copied and zapped. evict_lock held. Units that went. */
-uint64_t copy_out(struct umm_region *region, uint64_t first, uint64_t count);
+uint64_t copy_out(const struct picked *batch, uint64_t count);
+/* Still LEAVING: it stays. The uf's lock held. */
+void back_in_place(struct umm_region *region, uint64_t unit);
 /* MADV_DONTNEED of ours; the units are ZAPPING (or POISONED). evict_lock held, uf's lock not. */
 int zap_range(struct umm_uf *uf, uint64_t address, uint64_t len, uint64_t granule);
 /* Write a unit's bytes where modified units go. evict_lock held, uf's lock not. *layer: 0xff for the store.

@@ -98,11 +98,18 @@ int umm_range_in_region(uint64_t address, uint64_t len)
 void uf_drain(struct umm_uf *uf)
 {
 	struct umm_uffd_msg msg;
-	while (umm_uffd_read(uf->fd, &msg) == 0) {
-		if (msg.event != UMM_UFFD_EVENT_PAGEFAULT) {
+	for (;;) {
+		struct umm_notify_reading reading;
+		umm_notify_reading_begin(umm_space_self(), &reading);
+		int err = umm_uffd_read(uf->fd, &msg);
+		bool event = err == 0 && msg.event != UMM_UFFD_EVENT_PAGEFAULT;
+		if (event)
 			apply_event(uf, &msg);
+		umm_notify_reading_end(umm_space_self(), &reading);
+		if (err)
+			return;
+		if (event)
 			continue;
-		}
 		uint64_t address = msg.arg1 & ~(uf->pager->page - 1);
 		/* Waking them now would only fill the queue again. */
 		if (uf->n_deferred == MAX_DEFERRED) {
@@ -116,6 +123,8 @@ void uf_drain(struct umm_uf *uf)
 static void lock_all(void)
 {
 	sigset_t saved;
+	/* The evictor may be waiting for a subscriber that needs what the forking thread holds (the GIL). */
+	umm_notify_forking(true);
 	block_signals(&saved);
 	pthread_mutex_lock(&pagers_lock);
 	saved_signals = saved;
@@ -162,6 +171,7 @@ static void in_parent(void)
 			if (region->fork_policy == UMM_FORK_SNAPSHOT && region->flush_epoch)
 				region->forked = true;
 	}
+	umm_notify_forking(false);
 	unlock_all();
 }
 

@@ -33,13 +33,15 @@ static void *handler_main(void *argument)
 		pthread_mutex_lock(&uf->lock);
 		uf->wake_later = &wake;
 		struct umm_uffd_msg msg;
+		struct umm_notify_reading reading;
+		umm_notify_reading_begin(umm_space_self(), &reading);
 		int err = umm_uffd_read(uf->fd, &msg);
-		if (err == 0) {
-			if (msg.event == UMM_UFFD_EVENT_PAGEFAULT)
-				serve_fault(uf, msg.arg1, msg.arg0, self->buffer, &times);
-			else
-				apply_event(uf, &msg);
-		}
+		bool fault = err == 0 && msg.event == UMM_UFFD_EVENT_PAGEFAULT;
+		if (err == 0 && !fault)
+			apply_event(uf, &msg);
+		umm_notify_reading_end(umm_space_self(), &reading);
+		if (fault)
+			serve_fault(uf, msg.arg1, msg.arg0, self->buffer, &times);
 		/* Faults are handed out before events: an event that makes installs answer EAGAIN comes
 		 * only once the faults in front of it have been taken out of the queue. So a deferred fault
 		 * is woken when the queue is empty, not before. */

@@ -222,6 +222,7 @@ void poison_unit(struct umm_region *region, uint64_t unit, int error)
 	if (unit_state(region, unit) != UNIT_POISONED) {
 		uf->counters.pages_lost++;
 		region->counters.pages_lost++;
+		announce_poison(region, unit);
 	}
 	unit_set(region, unit, UNIT_POISONED, (uint32_t)(error < 0 ? -error : error));
 	if (!uf->pager->has_poison) {

@@ -277,9 +277,12 @@ struct umm_pager {
 	pthread_mutex_t evict_wake_lock;
 	pthread_cond_t evict_wake;
 	_Atomic bool evict_wanted;
-	bool evict_deferred;      /* under evict_lock: some unit answered EAGAIN */
-	bool evict_refused;       /* under evict_lock: some unit could not be written */
-	_Atomic bool evict_stuck; /* nothing could go lately, as stores refused */
+	bool evict_deferred; /* under evict_lock: some unit answered EAGAIN */
+	bool evict_refused;  /* under evict_lock: some unit could not be written, or a subscriber holds it */
+	bool evict_again;    /* under evict_lock: some subscriber would have to be waited for */
+	bool evict_waits;    /* under evict_lock: wait for it */
+	struct announcement *announced; /* under evict_lock; ANNOUNCED_MAX */
+	_Atomic bool evict_stuck;       /* nothing could go lately, as stores refused */
 	bool evict_stop;
 	pthread_t evictor;
 	uint8_t *evict_buffer;
@@ -348,27 +351,6 @@ void fifo_push(struct umm_region *region, uint64_t unit);
 bool fifo_pop(struct umm_uf *uf, struct umm_region **region, uint64_t *unit);
 /* Queue every PRESENT unit of the region (a budget was set, or entries were lost). */
 void fifo_add_region(struct umm_region *region);
-
-/* -- extents.c; under the uf's lock --------------------------------------------------------- */
-
-int extents_init(struct umm_uf *uf);
-void extents_deinit(struct umm_uf *uf);
-struct extent *extents_find(struct umm_uf *uf, uint64_t address);
-/* First extent that ends after `address`; may be past the last. */
-struct extent *extents_from(struct umm_uf *uf, uint64_t address);
-int extents_insert(struct umm_uf *uf, const struct extent *extent);
-/* Takes [start, end) out; calls `taken` for every piece. -ENOSPC when a split finds no room. */
-int extents_remove(struct umm_uf *uf, uint64_t start, uint64_t end,
-        void (*taken)(void *context, const struct extent *piece), void *context);
-/* Addresses that are about to be mapped anew: what stands there is unmapped already, its event is unread. */
-void extents_bury(struct umm_uf *uf, uint64_t start, uint64_t end);
-/* mremap took what was at [start, end) elsewhere. */
-void extents_vacated(struct umm_uf *uf, uint64_t start, uint64_t end);
-/* Parts of [start, end) that are no ghost go to `out` (at most MAX_GHOSTS + 1); the ghosts in it are laid to
- * rest, and `found` is told of each. */
-uint32_t ghosts_consume(struct umm_uf *uf, uint64_t start, uint64_t end, struct range *out,
-        void (*found)(void *context, const struct extent *piece), void *context);
-void ghosts_forget(struct umm_uf *uf, const struct umm_region *region);
 
 /* -- install.c; under the uf's lock --------------------------------------------------------- */
 
@@ -492,6 +474,8 @@ bool zero_unindexed(uint64_t address);
 
 void *map_anonymous(uint64_t len, uint64_t align);
 
+#include "pager/announce.h"
 #include "pager/eviction.h"
+#include "pager/extents.h"
 
 #endif

@@ -154,6 +154,8 @@ static void pager_free(struct umm_pager *pager)
 	spill_close(pager);
 	if (pager->worker.buffer)
 		munmap(pager->worker.buffer, pager->buffer_bytes);
+	if (pager->announced)
+		munmap(pager->announced, ANNOUNCED_MAX * sizeof(*pager->announced));
 	if (pager->evict_buffer)
 		munmap(pager->evict_buffer, pager->buffer_bytes);
 	if (pager->zeros)

@@ -303,7 +303,7 @@ static bool take_down(struct umm_region *region)
 	return n != 0;
 }
 
-int umm_region_close(struct umm_region *region)
+static int close_region(struct umm_region *region)
 {
 	struct umm_pager *pager = region->pager;
 	struct umm_uf *uf = region->uf;
@@ -352,6 +352,21 @@ int umm_region_close(struct umm_region *region)
 	restore_signals(&saved);
 	region_free(region);
 	return 0;
+}
+
+int umm_region_close(struct umm_region *region)
+{
+	struct closing closing;
+	/* Who waits for this callback may hold the locks that this needs. */
+	if (umm_notify_in_callback())
+		return -EDEADLK;
+	sigset_t saved;
+	block_signals(&saved);
+	announce_closing(&closing, region);
+	restore_signals(&saved);
+	int err = close_region(region);
+	announce_closed(&closing, err);
+	return err;
 }
 
 uint64_t umm_region_address(const struct umm_region *region)

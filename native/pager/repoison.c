@@ -16,13 +16,19 @@ static int repoison_unit(struct umm_region *region, uint64_t unit)
 	pthread_mutex_unlock(&uf->lock);
 	if (!address)
 		return 0;
-	if (poisoned_by_mapping(region))
-		return unfill_mapped(region, address);
-	int err = zap_range(uf, address, region->unit, granule);
-	pthread_mutex_lock(&uf->lock);
-	if (unit_state(region, unit) == UNIT_POISONED)
-		poison_unit(region, unit, error);
-	pthread_mutex_unlock(&uf->lock);
+	/* What a subscriber holds of the fill is no data: nobody is waited for, with locks held. */
+	struct umm_notify_range range;
+	umm_notify_start(&range, umm_space_self(), address, address + region->unit, UMM_SOURCE_PAGER,
+	        UMM_REASON_POISON, UMM_NOTIFY_BLOCKABLE | UMM_NOTIFY_NO_WAIT);
+	int err = poisoned_by_mapping(region) ? unfill_mapped(region, address)
+	                                      : zap_range(uf, address, region->unit, granule);
+	if (!poisoned_by_mapping(region)) {
+		pthread_mutex_lock(&uf->lock);
+		if (unit_state(region, unit) == UNIT_POISONED)
+			poison_unit(region, unit, error);
+		pthread_mutex_unlock(&uf->lock);
+	}
+	umm_notify_end(&range, err);
 	return err;
 }
 

@@ -41,9 +41,11 @@ static int map_areas(struct umm_pager *pager, uint64_t total)
 			return -ENOMEM;
 		}
 	}
+	if (!pager->announced)
+		pager->announced = map_anonymous(ANNOUNCED_MAX * sizeof(*pager->announced), pager->page);
 	if (!pager->evict_buffer)
 		pager->evict_buffer = map_anonymous(pager->buffer_bytes, area_most);
-	if (!pager->evict_buffer) {
+	if (!pager->evict_buffer || !pager->announced) {
 		staging_deinit(pager);
 		return -ENOMEM;
 	}

@@ -10,7 +10,7 @@ import sys
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
-from scripts.lib.native import BUILD, build, warnings_are_errors
+from scripts.lib.native import BUILD, CROSS, build, warnings_are_errors
 from scripts.lib.running import ROOT, Tally, report, run, say
 
 PROGRAM = Path(sys.executable).parent / "uspace-mm"
@@ -117,8 +117,7 @@ def stage_project(tally: Tally) -> Path | None:
     """A folder with the tests and the C tests for aarch64; the package itself is part of the guests."""
     name = "C tests for the guests"
     options = [*warnings_are_errors("aarch64-linux-gnu-gcc"), "-Dc_link_args=-static"]
-    cross = ["--cross-file", str(ROOT / "native" / "cross" / "aarch64.ini")]
-    directory, outcome = build("c-aarch64-static", [*options, *cross])
+    directory, outcome = build("c-aarch64-static", [*options, *CROSS])
     tally.check(name, outcome.ok)
     if not outcome.ok:
         report(name, outcome.output)

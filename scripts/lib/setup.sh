@@ -180,7 +180,7 @@ umm_digest() { # PYTHON
 	{
 		"$1" -I -c 'import sys; print(sys.version, sys.base_prefix)'
 		printf '%s\n' "$UMM_ROOT"
-		cat "$UMM_ROOT"/pyproject.toml "$UMM_ROOT"/meson.build "$UMM_ROOT"/native/meson.{build,options} \
+		cat "$UMM_ROOT"/pyproject.toml "$UMM_ROOT"/meson.{build,options} "$UMM_ROOT"/native/meson.{build,options} \
 			"$UMM_ROOT"/scripts/lib/setup.sh
 	} | sha256sum | cut -d ' ' -f 1
 }

@@ -28,6 +28,7 @@ PROFILE = f"--security-opt=seccomp={ROOT / 'docker' / 'seccomp.json'}"
 SOURCES = (
     "pyproject.toml",
     "meson.build",
+    "meson.options",
     "README.md",
     "LICENSE",
     ".dockerignore",

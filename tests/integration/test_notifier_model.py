@@ -85,7 +85,7 @@ WRONG = [
     ("callback CROSS", "NO_CYCLE_CHECK", STUCK),
     ("callback CROSS", "NO_GRACE_PERIOD", FREED),
     ("subscribe", "NO_DRAIN", UNTOLD),
-    ("subscribe", "ONE_FLIP", UNTOLD),
+    ("subscribe", "CURRENT_ONLY", UNTOLD),
     ("subscribe AND_GO", "DRAIN_LOCKED", STUCK),
     ("progress", "NO_PHASES", FOR_EVER),
 ]

@@ -18,6 +18,13 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = ("demo", "test", "bench")
+BUILD_FILES = (
+    "pyproject.toml",
+    "meson.build",
+    "meson.options",
+    "native/meson.build",
+    "native/meson.options",
+)
 TOOLS = [
     "bash",
     "cat",
@@ -42,7 +49,7 @@ class Machine:
         self.bin = directory / "bin"
         self.bin.mkdir()
         shutil.copytree(ROOT / "scripts", self.tree / "scripts", ignore=shutil.ignore_patterns("__pycache__"))
-        for name in ("pyproject.toml", "meson.build", "native/meson.build", "native/meson.options"):
+        for name in BUILD_FILES:
             (self.tree / name).parent.mkdir(exist_ok=True)
             shutil.copy(ROOT / name, self.tree / name)
         for tool in TOOLS:

@@ -78,6 +78,7 @@ class MemoryMapping:
     """One entry of /proc/PID/smaps; the ``*_bytes`` are resident amounts.
 
     ``huge_bytes`` is what PMDs map: anonymous, shared memory and file pages together.
+    ``referenced_bytes``: used since :func:`clear_referenced`.
     ``thp_eligible`` is None on kernels that do not tell. ``vm_flags`` are the two-letter codes of
     proc_pid_smaps(5), e.g. ``um`` (userfaultfd missing), ``uw`` (write-protect), ``hg``, ``nh``, ``ht``.
     """
@@ -90,6 +91,7 @@ class MemoryMapping:
     name: str
     page_size: int
     rss_bytes: int
+    referenced_bytes: int
     anonymous_bytes: int
     swap_bytes: int
     anon_huge_bytes: int
@@ -135,6 +137,7 @@ def _mapping(header: re.Match[str], fields: dict[str, str]) -> MemoryMapping:
         name=header[6],
         page_size=size("KernelPageSize"),
         rss_bytes=size("Rss"),
+        referenced_bytes=size("Referenced"),
         anonymous_bytes=size("Anonymous"),
         swap_bytes=size("Swap"),
         anon_huge_bytes=size("AnonHugePages"),
@@ -158,6 +161,22 @@ def smaps(pid: int = 0) -> list[MemoryMapping]:
     except OSError as error:
         hint = "needs the rights of ptrace(2)" if isinstance(error, PermissionError) else "no such process"
         raise KernelError(f"read({path})", error.errno or 0, hint=hint) from None
+
+
+def clear_referenced(pid: int = 0) -> None:
+    """Have ``referenced_bytes`` of all mappings of process `pid` (0: the caller) count from now on.
+
+    Clears the accessed bits of all its page table entries (proc_pid_clear_refs(5), 1), which the kernel's
+    reclaim looks at, too; translations that a CPU still holds do not set them again. Raises KernelError:
+    ENOENT or ESRCH when the process has gone, EACCES without the right to write there.
+    """
+    number = as_pid("clear_refs", pid, low=0)
+    path = Path("/proc") / (str(number) if number else "self") / "clear_refs"
+    try:
+        path.write_text("1")
+    except OSError as error:
+        hint = "needs the same user" if isinstance(error, PermissionError) else "no such process"
+        raise KernelError(f"write({path})", error.errno or 0, hint=hint) from None
 
 
 def mapping_at(address: int, pid: int = 0) -> MemoryMapping:

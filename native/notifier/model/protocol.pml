@@ -14,7 +14,7 @@
  *   ALL_FRAMES        unregister waits for its own callback, too
  *   NO_CYCLE_CHECK    two callbacks that unregister each other wait for each other
  *   NO_DRAIN          subscribe does not wait for the changes that loaded the old list
- *   ONE_FLIP          it changes the phase once instead of twice
+ *   CURRENT_ONLY      it waits for the current phase, and not first for the idle one
  *   NO_PHASES         it waits until no change at all is under way
  *   DRAIN_LOCKED      it holds the lock of the list meanwhile
  */
@@ -34,7 +34,8 @@ bool forsaken[SUBSCRIPTIONS];  /* nobody waits for its last call, which frees it
 bool taken[SUBSCRIPTIONS];     /* somebody calls, or has called, release */
 byte releases[SUBSCRIPTIONS];  /* calls of release */
 byte calls[SUBSCRIPTIONS];     /* in flight */
-bool gone;                     /* the space was released */
+byte birth[SUBSCRIPTIONS];
+byte births;                   /* so far; of the list as published, too */
 bool list_lock;                /* of those who change the list; callbacks take it */
 bool drain_lock;               /* of those who wait for changes; callbacks do not */
 
@@ -80,13 +81,14 @@ inline acquire(lock)
 
 /* -- calls ---------------------------------------------------------------------------------- */
 
-/* Enters RCU, loads the list, finds the first of `among` in it: the walk holds `s`, or NOBODY. */
-inline look(t, among, s)
+/* Enters RCU, loads the list, finds the first that was not visited and is as old as `version`: the walk holds
+ * `s`, or NOBODY. */
+inline look(t, version, visited, s)
 {
 	d_step {
 		s = 0;
 		do
-		:: s < SUBSCRIPTIONS && !(list & among & BIT(s)) -> s++
+		:: s < SUBSCRIPTIONS && (!(list & ~visited & BIT(s)) || birth[s] > version) -> s++
 		:: else -> break
 		od;
 		if
@@ -175,61 +177,72 @@ inline call_release(s)
 
 /* -- a change: start, the memory changes, end ------------------------------------------------ */
 
-inline change_start(t, s, mine, visited)
+inline change_start(t, s, mine, visited, version)
 {
 	mine = phase;
 	changes[mine]++;
-	if
-	:: gone
-	:: else ->
-		do
-		:: look(t, ~visited, s);
-			if
-			:: s == NOBODY -> break
-			:: else -> take(t, s)
-			fi;
-			d_step {
-				callback_begin(t, s);
-				assert(!(told[t] & BIT(s)));
-				told[t] = told[t] | BIT(s);
-				visited = visited | BIT(s);
-			}
+	version = births;
+	do
+	:: look(t, version, visited, s);
+		if
+		:: s == NOBODY -> break
+		:: else -> take(t, s)
+		fi;
+		if
+		:: d_step {
+			taken[s] -> visited = visited | BIT(s);
+			put(s);
+		}
+		:: d_step {
+			!taken[s] -> visited = visited | BIT(s);
+			callback_begin(t, s);
+			assert(!(told[t] & BIT(s)));
+			told[t] = told[t] | BIT(s);
+		}
 			in_callback(t, s);
-			callback_end(t, s);
-		od
-	fi;
+			callback_end(t, s)
+		fi
+	od;
 	atomic {
 		changing[t] = true;
 		visited = 0;
 	}
 }
 
-inline change_end(t, s, mine, visited)
+/* To those who were told the start, without any list of them: who is as old as the list was then. */
+inline change_end(t, s, mine, visited, version)
 {
-	d_step {
-		changing[t] = false;
-		visited = told[t];
-	}
+	changing[t] = false;
 	do
-	:: look(t, visited, s);
+	:: look(t, version, visited, s);
 		if
 		:: s == NOBODY -> break
 		:: else -> take(t, s)
 		fi;
-		d_step {
+		if
+		:: d_step {
+			taken[s] -> visited = visited | BIT(s);
+			put(s);
+		}
+		:: d_step {
+			!taken[s] -> visited = visited | BIT(s);
 			callback_begin(t, s);
 			assert(told[t] & BIT(s));
 			told[t] = told[t] & ~BIT(s);
-			visited = visited & ~BIT(s);
 		}
-		in_callback(t, s);
-		callback_end(t, s);
+			in_callback(t, s);
+			callback_end(t, s)
+		fi
 	od;
 	atomic {
-		/* Balanced: whoever was told the start was told the end, or is in the list no more. */
-		assert(!(told[t] & list));
+		/* Balanced: whoever was told the start was told the end, or is released or in the list no more. */
+		for (i : 0 .. SUBSCRIPTIONS - 1) {
+			assert(!(told[t] & list & BIT(i)) || taken[i]);
+		}
+		i = 0;
 		told[t] = 0;
 		visited = 0;
+		version = 0;
 		s = 0;
 		changes[mine]--;
 		mine = 0;
@@ -269,11 +282,9 @@ inline look_for_cycle(t, s, cycle)
 inline unregister(t, s)
 {
 	bool cycle;
-	acquire(list_lock);
-	list = list & ~BIT(s);
-	list_lock = false;
-	grace_period(t);
 	call_release(s);
+	d_step { !list_lock -> list = list & ~BIT(s); }
+	grace_period(t);
 	look_for_cycle(t, s, cycle);
 	if
 	:: cycle -> skip
@@ -302,11 +313,8 @@ inline unregister(t, s)
 /* The space goes away. */
 inline release_space(t, s, visited)
 {
-	acquire(list_lock);
-	gone = true;
-	list_lock = false;
 	do
-	:: look(t, ~visited, s);
+	:: look(t, births, visited, s);
 		if
 		:: s == NOBODY -> break
 		:: else -> take(t, s)
@@ -317,22 +325,33 @@ inline release_space(t, s, visited)
 	od;
 }
 
-inline flip(old)
+inline drain(old)
 {
+#ifdef NO_PHASES
+	changes[0] + changes[1] == 0;
+#else
+#ifndef CURRENT_ONLY
+	changes[1 - phase] == 0;
+#endif
 	d_step {
 		old = phase;
 		phase = 1 - old;
 	}
 	changes[old] == 0;
 	old = 0;
+#endif
 }
 
 /* When it returns, the changes that loaded the list without it have ended. */
 inline subscribe(t, s, old)
 {
 	acquire(list_lock);
-	allocated[s] = true;
-	list = list | BIT(s);
+	d_step {
+		allocated[s] = true;
+		births++;
+		birth[s] = births;
+		list = list | BIT(s);
+	}
 #ifndef DRAIN_LOCKED
 	list_lock = false;
 #endif
@@ -340,14 +359,7 @@ inline subscribe(t, s, old)
 #ifdef NO_DRAIN
 	skip;
 #else
-#ifdef NO_PHASES
-	changes[0] + changes[1] == 0;
-#else
-#ifndef ONE_FLIP
-	flip(old);
-#endif
-	flip(old);
-#endif
+	drain(old);
 #endif
 	drain_lock = false;
 #ifdef DRAIN_LOCKED
@@ -369,12 +381,12 @@ inline subscribe(t, s, old)
 
 inline walk()
 {
-	byte s, visited, mine;
+	byte s, visited, mine, version;
 	byte left = CHANGES;
 	do
 	:: left > 0 ->
-		change_start(_pid, s, mine, visited);
-		change_end(_pid, s, mine, visited);
+		change_start(_pid, s, mine, visited, version);
+		change_end(_pid, s, mine, visited, version);
 #ifndef ENDLESS
 		left--;
 #endif

@@ -22,12 +22,13 @@ from uspace_mm.guest.rootfs.target import OWN_SITE, PYTHON, TRIPLET
 from uspace_mm.guest.sources import native_sources
 
 _CORE_SOURCES = re.compile(r"^core_sources \+= files\(([^)]*)\)", re.MULTILINE)
-# As in native/settings/meson.build.
+# As in native/settings/meson.build, and with the built-in counters: guests have no liburcu.
 _CORE_OPTIONS = (
     "-std=gnu11",
     "-O2",
     "-D_GNU_SOURCE",
     "-DXXH_INLINE_ALL",
+    "-DUMM_RCU_COUNTERS",
     "-DUMM_RCU_COUNTERS",
     "-fPIC",
     "-fvisibility=hidden",

@@ -1,0 +1,218 @@
+"""Was memory used since it was last asked? :class:`Ages` says, and by which evidence.
+
+=============  =====================================================================================
+evidence       how it is had
+=============  =====================================================================================
+writes         own memory: UFFD_FEATURE_WP_ASYNC and PAGEMAP_SCAN (Linux 6.7), page by page
+touches        reads and writes: accessed bits, /proc/PID/clear_refs and smaps, mapping by mapping
+refaults       a pager's region: faults that it served, for the region as a whole
+subscribers    the young bits of whoever registered, :func:`young`
+=============  =====================================================================================
+
+"Used" is certain. "Not used" is certain for writes only: a read of a present page leaves its trace in the
+accessed bit alone, and not even there while a CPU still holds the translation.
+"""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import dataclass
+from typing import Any, Self, SupportsIndex
+
+from uspace_mm.errors import InputError, UspaceError
+from uspace_mm.kernel.pagemap import Category, Pagemap, ScanFlag
+from uspace_mm.kernel.proc import clear_referenced, page_size, smaps
+from uspace_mm.kernel.userfaultfd import Feature, RegisterMode, Userfaultfd, UserfaultfdBuilder
+from uspace_mm.notifier import _life
+from uspace_mm.notifier.event import ADDRESS_END
+from uspace_mm.notifier.process import Process
+from uspace_mm.notifier.space import Space, as_interval, as_space
+from uspace_mm.notifier.telling import young
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """Whether a kind of use is seen here, and how, or why not."""
+
+    name: str
+    seen: bool
+    how: str
+
+
+@dataclass(frozen=True, slots=True)
+class Age:
+    """What was seen since the last time; None: cannot be seen (:attr:`Ages.evidence` says why).
+
+    ``written_bytes``: bytes of pages written. ``touched``: of the mappings that the range touches.
+    ``refaults``: faults served. ``subscribers``: one of them used it.
+    """
+
+    written_bytes: int | None
+    touched: bool | None
+    refaults: int | None
+    subscribers: bool | None
+
+    @property
+    def referenced(self) -> bool:
+        """Whether any evidence says so."""
+        return bool(self.written_bytes or self.touched or self.refaults or self.subscribers)
+
+
+class Ages:
+    """Watches the use of [start, end), memory as in :func:`register`, from now on; a context manager.
+
+    `space`: another process (then without writes of their own kind). `touches` False leaves the accessed bits
+    alone, which are the whole process's and which reclaim looks at, too. Several objects do not disturb each
+    other; who else writes clear_refs does. Raises InputError for a range that is empty or all memory.
+    """
+
+    def __init__(
+        self,
+        start: Any,
+        end: SupportsIndex | None = None,
+        *,
+        space: Space | None = None,
+        touches: bool = True,
+    ) -> None:
+        low, high = as_interval(start, end)
+        if high == ADDRESS_END:
+            raise InputError("Ages: give the end of the range, too")
+        self._own = not isinstance(as_space(space), Process)
+        self._pid = 0 if self._own else as_space(space).pid
+        self._low, self._high = low, high
+        self._writes: _Writes | None = None
+        self._touches: _Touches | None = None
+        self._region = start if hasattr(start, "stats") else None
+        self._closed = False
+        writes = self._watch_writes()
+        refaults = "a pager's region" if self._region is not None else "not a pager's region"
+        self.evidence: tuple[Evidence, ...] = (
+            Evidence("writes", self._writes is not None, writes),
+            self._watch_touches(touches),
+            Evidence("refaults", self._region is not None, refaults),
+            Evidence(
+                "subscribers", self._own, "their answers" if self._own else "they know this process only"
+            ),
+        )
+        self._faults = self._count_faults()
+        self.look()  # what happened before counts for nothing
+
+    def _watch_writes(self) -> str:
+        if not self._own:
+            return "memory of another process: soft-dirty bits would be needed"
+        try:
+            self._writes = _Writes(self._low, self._high)
+        except UspaceError as error:
+            return str(error)
+        return "UFFD_FEATURE_WP_ASYNC and PAGEMAP_SCAN"
+
+    def _watch_touches(self, wanted: bool) -> Evidence:
+        if not wanted:
+            return Evidence("touches", False, "not wanted")
+        try:
+            self._touches = _Touches.join(self._pid, self)
+        except UspaceError as error:
+            return Evidence("touches", False, str(error))
+        return Evidence(
+            "touches", True, "accessed bits of the mappings that it is part of (clear_refs, smaps)"
+        )
+
+    def _count_faults(self) -> int:
+        if self._region is None:
+            return 0
+        return int(self._region.stats().counters.faults)
+
+    def look(self) -> Age:
+        """What was seen since the last call. Raises KernelError when a process has gone."""
+        if self._closed:
+            raise InputError("these Ages are closed")
+        before, self._faults = self._faults, self._count_faults()
+        used, answered = young(self._low, self._high) if self._own else (False, 0)
+        return Age(
+            written_bytes=None if self._writes is None else self._writes.take(),
+            touched=None if self._touches is None else self._touches.take(self),
+            refaults=None if self._region is None else self._faults - before,
+            subscribers=used if answered else None,
+        )
+
+    def close(self) -> None:
+        """Ends the watching. Harmless when closed already."""
+        self._closed = True
+        if self._writes is not None:
+            self._writes.close()
+        if self._touches is not None:
+            self._touches.leave(self)
+            self._touches = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class _Writes:
+    """Pages of our own that were written, found and protected again in one step."""
+
+    def __init__(self, low: int, high: int) -> None:
+        size = page_size()
+        self._start = low // size * size
+        self._length = -(-high // size) * size - self._start
+        wanted = Feature.WP_ASYNC | Feature.WP_UNPOPULATED
+        self._uffd: Userfaultfd = UserfaultfdBuilder().require(wanted).open()
+        try:
+            self._uffd.register(self._start, self._length, RegisterMode.WP)
+            self._pagemap = Pagemap()
+        except BaseException:
+            self._uffd.close()
+            raise
+
+    def take(self) -> int:
+        found = self._pagemap.scan(
+            self._start,
+            self._length,
+            all_of=Category.WRITTEN | Category.PRESENT,
+            flags=ScanFlag.WP_MATCHING | ScanFlag.CHECK_WPASYNC,
+        )
+        return found.total_bytes
+
+    def close(self) -> None:
+        self._uffd.close()
+        self._pagemap.close()
+
+
+class _Touches:
+    """The accessed bits of a process, which can only be cleared for all of it: shared by who watches it."""
+
+    _all: weakref.WeakValueDictionary[int, _Touches] = weakref.WeakValueDictionary()
+
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
+        self._seen: weakref.WeakKeyDictionary[Ages, bool] = weakref.WeakKeyDictionary()
+        self._collect()
+
+    @classmethod
+    def join(cls, pid: int, ages: Ages) -> _Touches:
+        with _life.lock:
+            shared = cls._all.get(pid) or cls(pid)
+            cls._all[pid] = shared
+            shared._seen[ages] = False
+            return shared
+
+    def leave(self, ages: Ages) -> None:
+        with _life.lock:
+            self._seen.pop(ages, None)
+
+    def _collect(self) -> None:
+        used = [(area.start, area.end) for area in smaps(self._pid) if area.referenced_bytes]
+        clear_referenced(self._pid)
+        for ages in list(self._seen):
+            if any(start < ages._high and ages._low < end for start, end in used):
+                self._seen[ages] = True
+
+    def take(self, ages: Ages) -> bool:
+        with _life.lock:
+            self._collect()
+            seen = self._seen[ages]
+            self._seen[ages] = False
+            return seen
