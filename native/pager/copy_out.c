@@ -29,8 +29,13 @@ int zap_range(struct umm_uf *uf, uint64_t address, uint64_t len, uint64_t granul
 	int err = madvise((void *)address, len, MADV_DONTNEED) < 0 ? -errno : 0;
 	pthread_mutex_lock(&uf->lock);
 	uf->zap.active = false;
+	/* No REMOVE event: the user moved the memory away since `address` was looked up, it is untouched, and
+	 * what was taken is of whoever got the place since. */
+	bool ours = false;
+	for (uint64_t i = 0; i < (len / granule + 63) / 64; i++)
+		ours |= uf->zap.seen[i] != 0;
 	pthread_mutex_unlock(&uf->lock);
-	return err;
+	return err ? err : ours ? 0 : -EAGAIN;
 }
 
 /* Through the kernel: a range that the user unmaps meanwhile is an error here, not a crash. */
@@ -94,6 +99,14 @@ static bool copy_one(struct umm_region *region, uint64_t unit, uint64_t announce
 
 	uint8_t layer = LAYER_STORE;
 	int err = read_memory(address, region->unit, pager->evict_buffer);
+	if (err == -EFAULT) {
+		/* Moved or unmapped by the user, whose event is about to be read. */
+		pthread_mutex_lock(&uf->lock);
+		give_up(region, unit);
+		pager->evict_deferred = true;
+		pthread_mutex_unlock(&uf->lock);
+		return false;
+	}
 	bool dirty = !err && !equals_stored(region, unit, word, pager->evict_buffer, &hash);
 	if (dirty)
 		err = write_out(region, unit, pager->evict_buffer, &layer);

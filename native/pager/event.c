@@ -143,7 +143,7 @@ static void insert_moved(void *context, const struct extent *piece)
 	there.end = there.start + (piece->end - piece->start);
 	extents_insert(moved->uf, &there);
 	if (there.offset == 0)
-		there.region->base = there.start;
+		__atomic_store_n(&there.region->base, there.start, __ATOMIC_RELAXED);
 }
 
 static void ghost_moved(void *context, const struct extent *piece)

@@ -34,7 +34,8 @@ uint64_t evict_batch(struct umm_uf *uf, struct picked *batch, uint32_t n);
 uint64_t copy_out(const struct picked *batch, uint64_t count);
 /* Still LEAVING: it stays. The uf's lock held. */
 void back_in_place(struct umm_region *region, uint64_t unit);
-/* MADV_DONTNEED of ours; the units are ZAPPING (or POISONED). evict_lock held, uf's lock not. */
+/* MADV_DONTNEED of ours; the units are ZAPPING (or POISONED). evict_lock held, uf's lock not. -EAGAIN: they
+ * were moved away before. */
 int zap_range(struct umm_uf *uf, uint64_t address, uint64_t len, uint64_t granule);
 /* Write a unit's bytes where modified units go. evict_lock held, uf's lock not. *layer: 0xff for the store.
  */

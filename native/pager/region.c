@@ -371,7 +371,8 @@ int umm_region_close(struct umm_region *region)
 
 uint64_t umm_region_address(const struct umm_region *region)
 {
-	return region->base;
+	/* Who asks need not wait for what another thread's mremap is about to change. */
+	return __atomic_load_n(&region->base, __ATOMIC_RELAXED);
 }
 
 uint64_t umm_region_mapped_bytes(const struct umm_region *region)

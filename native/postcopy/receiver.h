@@ -60,7 +60,8 @@ void umm_receiver_stop(struct umm_receiver *receiver);
 int umm_receiver_connect(struct umm_receiver *receiver, int fd, uint64_t max_bytes);
 /* Receive until the switch. *state: the state of the work, as long as the receiver lives. */
 int umm_receiver_precopy(struct umm_receiver *receiver, const char **state, uint32_t *len);
-/* Make the memory a region, start the threads. */
+/* Make the memory a region, start the threads. Subscribers of the memory are told UMM_REASON_SWITCH around
+ * the first, as old versions of missing pages go, and then, once, of the new backing. */
 int umm_receiver_enter(struct umm_receiver *receiver);
 /* Tell the source that the work goes on here. */
 int umm_receiver_running(struct umm_receiver *receiver);

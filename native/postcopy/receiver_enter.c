@@ -9,6 +9,7 @@
 #include <sys/mman.h>
 
 #include "common/clock.h"
+#include "notifier/notifier.h"
 #include "pager/pager.h"
 #include "postcopy/sender.h"
 #include "postcopy/thread.h"
@@ -47,10 +48,8 @@ static int fail_words(struct umm_receiver *receiver, int error, const char *what
 	return error;
 }
 
-int umm_receiver_enter(struct umm_receiver *receiver)
+static int become_region(struct umm_receiver *receiver)
 {
-	if (atomic_load(&receiver->phase) != UMM_PHASE_PRECOPY || !receiver->switch_came_at)
-		return -EINVAL;
 	int error = drop_missing(receiver);
 	if (error)
 		return fail_words(receiver, error, "madvise(MADV_DONTNEED) of the missing pages");
@@ -65,8 +64,23 @@ int umm_receiver_enter(struct umm_receiver *receiver)
 	        .present = receiver->arrived,
 	};
 	error = umm_region_create(receiver->pager, &receiver->store.store, &options, &receiver->region);
+	return fail_words(receiver, error, "the received memory cannot become a region of the pager");
+}
+
+int umm_receiver_enter(struct umm_receiver *receiver)
+{
+	if (atomic_load(&receiver->phase) != UMM_PHASE_PRECOPY || !receiver->switch_came_at)
+		return -EINVAL;
+	const uint64_t start = umm_receiver_address(receiver), end = start + umm_receiver_size(receiver);
+	struct umm_notify_range range;
+	(void)umm_notify_start(&range, umm_space_self(), start, end, UMM_SOURCE_POSTCOPY, UMM_REASON_SWITCH,
+	        UMM_NOTIFY_BLOCKABLE);
+	int error = become_region(receiver);
+	umm_notify_end(&range, error);
 	if (error)
-		return fail_words(receiver, error, "the received memory cannot become a region of the pager");
+		return error;
+	umm_notify_change(
+	        umm_space_self(), start, end, UMM_SOURCE_POSTCOPY, UMM_REASON_BACKING, UMM_NOTIFY_BLOCKABLE);
 	(void)umm_region_advise(receiver->region, UMM_REGION_RANDOM); /* the stream is the prefetch */
 	receiver->data.protocol.phase = receiver->urgent.protocol.phase = UMM_PHASE_POSTCOPY;
 	atomic_store(&receiver->phase, UMM_PHASE_POSTCOPY);

@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "common/clock.h"
+#include "notifier/notifier.h"
 
 int umm_sender_failed(struct umm_sender *sender, struct umm_channel *channel, int error)
 {
@@ -231,11 +232,8 @@ static int mark_missing(void *context, uint64_t first, uint64_t count)
 	return 0;
 }
 
-int umm_sender_switch(struct umm_sender *sender, uint64_t stopped_ns, const char *state, uint32_t len)
+static int switch_over(struct umm_sender *sender, const char *state, uint32_t len)
 {
-	if (atomic_load(&sender->phase) != UMM_PHASE_PRECOPY || len > UMM_FRAME_MAX_TEXT)
-		return -EINVAL;
-	sender->stopped_ns = stopped_ns;
 	int error = heed_peer(sender);
 	if (!error)
 		error = umm_tracker_scan(&sender->tracker, 0, mark_missing, sender);
@@ -250,6 +248,22 @@ int umm_sender_switch(struct umm_sender *sender, uint64_t stopped_ns, const char
 		        &(struct umm_frame){.type = UMM_FRAME_SWITCH, .first = sender->missing_pages},
 		        sender->missing, (uint32_t)umm_bitmap_bytes(sender->pages), NULL, 0);
 	}
+	return error;
+}
+
+int umm_sender_switch(struct umm_sender *sender, uint64_t stopped_ns, const char *state, uint32_t len)
+{
+	if (atomic_load(&sender->phase) != UMM_PHASE_PRECOPY || len > UMM_FRAME_MAX_TEXT)
+		return -EINVAL;
+	sender->stopped_ns = stopped_ns;
+	/* Whoever reaches the memory past this process's page tables (a device, another MMU) stops before the
+	 * last scan: what it wrote later would stay behind. */
+	const uint64_t start = (uintptr_t)sender->memory;
+	struct umm_notify_range range;
+	(void)umm_notify_start(&range, umm_space_self(), start, start + sender->pages * sender->page_size,
+	        UMM_SOURCE_POSTCOPY, UMM_REASON_SWITCH, UMM_NOTIFY_BLOCKABLE);
+	int error = switch_over(sender, state, len);
+	umm_notify_end(&range, error);
 	sender->stats.stop_ns = umm_now_ns() - stopped_ns;
 	return umm_sender_failed(sender, &sender->data, error);
 }

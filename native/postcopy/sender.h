@@ -41,7 +41,8 @@ int umm_sender_round(struct umm_sender *sender);
 /* Pages that a round would send now. */
 int umm_sender_dirty(struct umm_sender *sender, uint64_t *ret);
 /* Hand over: the work stopped at `stopped_ns` (monotonic clock). Sends `state` and the missing pages' bitmap.
- */
+ * Subscribers of the memory are told UMM_REASON_SWITCH around it, once; the end has the error when it failed,
+ * and the memory is this machine's as before. */
 int umm_sender_switch(struct umm_sender *sender, uint64_t stopped_ns, const char *state, uint32_t len);
 /* Serve requests and the background stream, then send the digests; returns when RESULT came. Gives
  * background pages at most `bulk_bytes_per_s` (0: no limit). */

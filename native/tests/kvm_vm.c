@@ -67,55 +67,72 @@ int kvm_vm_set_slot(struct kvm_vm *vm, uint32_t slot, uint64_t guest, uint64_t h
 }
 
 #ifdef __x86_64__
-static struct kvm_segment flat_segment(uint8_t type)
+static struct kvm_segment user_segment(uint8_t type, bool code)
 {
-	enum { SELECTOR = 8 };
+	enum { USER = 3, CODE_SELECTOR = 8, DATA_SELECTOR = 16 };
 	return (struct kvm_segment){
 	        .limit = UINT32_MAX,
-	        .selector = SELECTOR,
+	        .selector = (code ? CODE_SELECTOR : DATA_SELECTOR) | USER,
 	        .type = type,
 	        .present = 1,
-	        .db = 1, /* 32 bits */
+	        .dpl = USER,
+	        .db = !code,
+	        .l = code, /* 64 bits */
 	        .s = 1,
 	        .g = 1, /* the limit counts pages */
 	};
 }
 
-static int set_registers(int fd, uint32_t entry, uint32_t argument)
+static int set_registers(int fd, uint64_t tables, uint32_t entry, uint32_t argument)
 {
-	enum { CODE = 11, DATA = 3, CR0_PROTECTED = 1, FLAGS_ALWAYS_SET = 2 };
+	/* Intel SDM volume 3, chapter 2 */
+	enum {
+		CODE = 11,
+		DATA = 3,
+		CR0_PE = 1 << 0,
+		CR0_ET_NE = 1 << 4 | 1 << 5,
+		CR0_WP = 1 << 16,
+		CR4_PAE = 1 << 5,
+		EFER_LME_LMA = 1 << 8 | 1 << 10,
+		FLAGS_ALWAYS_SET = 1 << 1,
+	};
+	static const uint64_t cr0_pg = UINT64_C(1) << 31;
 	struct kvm_sregs special;
 	if (ioctl(fd, KVM_GET_SREGS, &special) < 0)
 		return -errno;
-	special.cs = flat_segment(CODE);
-	special.ds = special.es = special.fs = special.gs = special.ss = flat_segment(DATA);
-	special.cr0 |= CR0_PROTECTED;
+	special.cs = user_segment(CODE, true);
+	special.ds = special.es = special.fs = special.gs = special.ss = user_segment(DATA, false);
+	special.cr0 = cr0_pg | CR0_PE | CR0_ET_NE | CR0_WP;
+	special.cr3 = tables;
+	special.cr4 |= CR4_PAE;
+	special.efer |= EFER_LME_LMA;
 	struct kvm_regs general = {.rip = entry, .rsi = argument, .rflags = FLAGS_ALWAYS_SET};
 	if (ioctl(fd, KVM_SET_SREGS, &special) < 0 || ioctl(fd, KVM_SET_REGS, &general) < 0)
 		return -errno;
 	return 0;
 }
 
-int kvm_vm_registers(struct kvm_vcpu *vcpu, uint32_t ret[8])
+int kvm_vm_registers(struct kvm_vcpu *vcpu, uint32_t ret[4])
 {
 	struct kvm_regs r;
 	if (ioctl(vcpu->fd, KVM_GET_REGS, &r) < 0)
 		return -errno;
-	uint64_t all[] = {r.rax, r.rbx, r.rcx, r.rdx, r.rsi, r.rdi, r.rbp, r.rip};
-	for (int i = 0; i < 8; i++)
+	uint64_t all[] = {r.rax, r.rbx, r.rcx, r.rdx};
+	for (int i = 0; i < 4; i++)
 		ret[i] = (uint32_t)all[i];
 	return 0;
 }
 #else
-static int set_registers(int fd, uint32_t entry, uint32_t argument)
+static int set_registers(int fd, uint64_t tables, uint32_t entry, uint32_t argument)
 {
 	(void)fd;
+	(void)tables;
 	(void)entry;
 	(void)argument;
 	return -EOPNOTSUPP;
 }
 
-int kvm_vm_registers(struct kvm_vcpu *vcpu, uint32_t ret[8])
+int kvm_vm_registers(struct kvm_vcpu *vcpu, uint32_t ret[4])
 {
 	(void)vcpu;
 	(void)ret;
@@ -123,7 +140,17 @@ int kvm_vm_registers(struct kvm_vcpu *vcpu, uint32_t ret[8])
 }
 #endif
 
-int kvm_vm_add_vcpu(struct kvm_vm *vm, int index, uint32_t entry, uint32_t argument)
+void kvm_vm_identity(uint8_t *memory, uint64_t guest)
+{
+	enum { ENTRIES = 512, PRESENT_WRITABLE_USER = 7, LARGE = 1 << 7, LARGE_SHIFT = 21 };
+	uint64_t *tables = (uint64_t *)memory, bytes = ENTRIES * sizeof(*tables);
+	tables[0] = (guest + bytes) | PRESENT_WRITABLE_USER;
+	tables[ENTRIES] = (guest + 2 * bytes) | PRESENT_WRITABLE_USER;
+	for (uint64_t i = 0; i < ENTRIES; i++)
+		tables[2 * ENTRIES + i] = i << LARGE_SHIFT | LARGE | PRESENT_WRITABLE_USER;
+}
+
+int kvm_vm_add_vcpu(struct kvm_vm *vm, int index, uint64_t tables, uint32_t entry, uint32_t argument)
 {
 	struct kvm_vcpu *vcpu = &vm->vcpus[index];
 	vcpu->vm = vm;
@@ -138,10 +165,10 @@ int kvm_vm_add_vcpu(struct kvm_vm *vm, int index, uint32_t entry, uint32_t argum
 		return -errno;
 	vcpu->run = run;
 	vcpu->run_bytes = (uint64_t)bytes;
-	return set_registers(vcpu->fd, entry, argument);
+	return set_registers(vcpu->fd, tables, entry, argument);
 }
 
-static void enter(struct kvm_vcpu *vcpu)
+void kvm_vm_enter(struct kvm_vcpu *vcpu)
 {
 	struct kvm_vm *vm = vcpu->vm;
 	pthread_mutex_lock(&vm->lock);
@@ -154,7 +181,7 @@ static void enter(struct kvm_vcpu *vcpu)
 	pthread_mutex_unlock(&vm->lock);
 }
 
-static void leave(struct kvm_vcpu *vcpu)
+void kvm_vm_leave(struct kvm_vcpu *vcpu)
 {
 	struct kvm_vm *vm = vcpu->vm;
 	pthread_mutex_lock(&vm->lock);
@@ -167,9 +194,9 @@ static void leave(struct kvm_vcpu *vcpu)
 int kvm_vm_run(struct kvm_vcpu *vcpu, struct kvm_vm_access *access)
 {
 	struct kvm_run *run = vcpu->run;
-	enter(vcpu);
+	kvm_vm_enter(vcpu);
 	int err = ioctl(vcpu->fd, KVM_RUN, 0) < 0 ? errno : 0;
-	leave(vcpu);
+	kvm_vm_leave(vcpu);
 	if (err == EINTR || err == EAGAIN)
 		return KVM_VM_EXIT_KICKED;
 	/* Since Linux 6.8 with KVM_EXIT_MEMORY_FAULT beside it. The instruction was not executed. */
@@ -180,9 +207,6 @@ int kvm_vm_run(struct kvm_vcpu *vcpu, struct kvm_vm_access *access)
 	switch (run->exit_reason) {
 	case KVM_EXIT_INTR:
 		return KVM_VM_EXIT_KICKED;
-	case KVM_EXIT_IO:
-		*access = (struct kvm_vm_access){.address = run->io.port, .write = run->io.direction};
-		return KVM_VM_EXIT_PORT;
 	case KVM_EXIT_MMIO:
 		/* A read is completed by the next KVM_RUN, with what is in data by then. */
 		*access = (struct kvm_vm_access){.address = run->mmio.phys_addr,

@@ -2,233 +2,8 @@
  * eviction nor removal nor a move under a running vCPU may let it see stale or foreign data. */
 #include <stddef.h>
 
-#include "tests/kvm_guest.h"
-#include "tests/kvm_vm.h"
-#include "tests/pager_fixture.h"
-
-enum {
-	PAGES = 1024,
-	CHUNKS = 16, /* memory slots of the RAM */
-	PAGES_OF_CHUNK = PAGES / CHUNKS,
-	PROGRAM_SLOT = CHUNKS,
-	PROGRAM_AT = 0x10000, /* guest physical; the RAM is at RAM_AT */
-	TABLES_AT = 0x20000,
-	RAM_AT = 0x1000000,
-};
-
-/* Memory that host and guest share, and that is no region. */
-struct tables {
-	struct guest_parameters parameters[KVM_VM_VCPUS];
-	uint32_t epochs[PAGES];
-	struct guest_word words[KVM_VM_VCPUS][PAGES];
-};
-
-struct machine {
-	struct fixture f;
-	struct kvm_vm vm;
-	uint64_t page, shared_bytes;
-	uint8_t *shared; /* from PROGRAM_AT on */
-	struct tables *tables;
-	/* Where the chunks are; 0: unmapped. Changed while the vCPUs are paused, or under `layout`. */
-	uint64_t address[CHUNKS];
-	pthread_mutex_t layout; /* host threads that remove, move, unmap */
-	bool removed[PAGES];
-	_Atomic bool stop, wrong_expected;
-	_Atomic uint32_t wrong, faults;
-};
-
-static uint64_t chunk_bytes(const struct machine *m)
-{
-	return PAGES_OF_CHUNK * m->page;
-}
-
-static uint32_t *word_of(const struct machine *m, uint8_t *ram, int vcpu, uint32_t page)
-{
-	/* The first word of a page is the first vCPU's, the last one the other's. */
-	return (uint32_t *)(ram + page * m->page + (vcpu ? m->page - sizeof(uint32_t) : 0));
-}
-
-static void set_chunk(struct machine *m, uint32_t chunk, uint64_t address)
-{
-	uint64_t guest = RAM_AT + chunk * chunk_bytes(m);
-	/* A slot's address cannot be changed: it is deleted and set again. */
-	if (m->address[chunk])
-		CHECK_OK(kvm_vm_set_slot(&m->vm, chunk, guest, m->address[chunk], 0));
-	m->address[chunk] = address;
-	if (address)
-		CHECK_OK(kvm_vm_set_slot(&m->vm, chunk, guest, address, chunk_bytes(m)));
-}
-
-static void make_guest(struct machine *m)
-{
-	uint64_t align = TABLES_AT - PROGRAM_AT;
-	m->shared_bytes = (align + sizeof(*m->tables) + align - 1) / align * align;
-	m->shared = mmap(NULL, m->shared_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	CHECK(m->shared != MAP_FAILED);
-	memcpy(m->shared, guest_program, sizeof(guest_program));
-	m->tables = (struct tables *)(m->shared + align);
-	CHECK_OK(kvm_vm_set_slot(
-	        &m->vm, PROGRAM_SLOT, PROGRAM_AT, (uint64_t)(uintptr_t)m->shared, m->shared_bytes));
-	for (int i = 0; i < KVM_VM_VCPUS; i++) {
-		m->tables->parameters[i] = (struct guest_parameters){
-		        .seed = 12345 + (uint32_t)i,
-		        .pages_mask = PAGES - 1,
-		        .page_bytes = (uint32_t)m->page,
-		        .ram = RAM_AT + (i ? (uint32_t)m->page - sizeof(uint32_t) : 0),
-		        .epochs = TABLES_AT + offsetof(struct tables, epochs),
-		        .words = TABLES_AT + (uint32_t)offsetof(struct tables, words[i]),
-		        .gone = guest_gone,
-		};
-		for (uint32_t page = 0; page < PAGES; page++) {
-			uint32_t stamp = (page + 1) << GUEST_STAMP_SHIFT;
-			*word_of(m, m->f.bytes, i, page) = stamp;
-			m->tables->words[i][page].value = stamp;
-		}
-	}
-}
-
-/* False: no KVM. */
-static bool machine_init(struct machine *m, uint64_t budget_pages, bool no_move)
-{
-	memset(m, 0, sizeof(*m));
-	if (kvm_vm_init(&m->vm))
-		return false;
-	m->page = page_size();
-	pthread_mutex_init(&m->layout, NULL);
-	fixture_open(&m->f,
-	        (struct umm_pager_options){.budget_bytes = budget_pages * m->page, .no_move = no_move},
-	        PAGES * m->page, m->page, UMM_STORE_WRITEBACK);
-	make_guest(m);
-	for (uint32_t chunk = 0; chunk < CHUNKS; chunk++)
-		set_chunk(m, chunk, (uint64_t)m->f.memory + chunk * chunk_bytes(m));
-	for (int i = 0; i < KVM_VM_VCPUS; i++)
-		CHECK_OK(kvm_vm_add_vcpu(
-		        &m->vm, i, PROGRAM_AT, TABLES_AT + (uint32_t)offsetof(struct tables, parameters[i])));
-	return true;
-}
-
-static void machine_deinit(struct machine *m)
-{
-	kvm_vm_deinit(&m->vm);
-	munmap(m->shared, m->shared_bytes);
-	fixture_close(&m->f);
-	pthread_mutex_destroy(&m->layout);
-}
-
-static void report_wrong(struct machine *m, struct kvm_vcpu *vcpu)
-{
-	uint32_t r[8];
-	CHECK_OK(kvm_vm_registers(vcpu, r));
-	int index = (int)(vcpu - m->vm.vcpus);
-	struct guest_word *word = &m->tables->words[index][r[1]];
-	atomic_fetch_add(&m->wrong, 1);
-	if (atomic_load(&m->wrong_expected))
-		return;
-	fprintf(stderr,
-	        "vCPU %d read %#x in page %u in epoch %u; expected %#x, last seen in epoch %u, raced %u\n",
-	        index, r[0], r[1], r[3], word->value, word->seen, word->raced);
-	abort();
-}
-
-static void *vcpu_main(void *argument)
-{
-	struct kvm_vcpu *vcpu = argument;
-	struct machine *m = (struct machine *)((uint8_t *)vcpu->vm - offsetof(struct machine, vm));
-	for (;;) {
-		struct kvm_vm_access access;
-		uint64_t pauses = kvm_vm_pauses(&m->vm);
-		int exit = kvm_vm_run(vcpu, &access);
-		if (exit == KVM_VM_EXIT_PORT) {
-			if (access.address == GUEST_PORT_DONE)
-				return NULL;
-			report_wrong(m, vcpu);
-			if (atomic_load(&m->stop))
-				return NULL;
-		} else if (exit == KVM_VM_EXIT_MMIO) {
-			uint64_t chunk = (access.address - RAM_AT) / chunk_bytes(m);
-			CHECK(access.address >= RAM_AT && chunk < CHUNKS && !m->address[chunk]);
-			if (!access.write)
-				*access.data = guest_gone;
-		} else if (exit == KVM_VM_EXIT_FAULT) {
-			/* Moved or unmapped, and nobody told us yet. */
-			atomic_fetch_add(&m->faults, 1);
-			kvm_vm_wait_change(&m->vm, pauses);
-		} else {
-			CHECK_EQUAL(exit, KVM_VM_EXIT_KICKED);
-		}
-	}
-}
-
-static void guest_start(struct machine *m)
-{
-	for (int i = 0; i < KVM_VM_VCPUS; i++)
-		CHECK(pthread_create(&m->vm.vcpus[i].thread, NULL, vcpu_main, &m->vm.vcpus[i]) == 0);
-}
-
-static uint32_t guest_count(const struct machine *m, uint64_t member)
-{
-	uint32_t sum = 0;
-	for (int i = 0; i < KVM_VM_VCPUS; i++)
-		sum += __atomic_load_n(
-		        (uint32_t *)((uint8_t *)&m->tables->parameters[i] + member), __ATOMIC_RELAXED);
-	return sum;
-}
-
-/* Waits until the guest has read so many more words, or is stopped. */
-static void guest_reads(struct machine *m, uint32_t more)
-{
-	uint32_t from = guest_count(m, offsetof(struct guest_parameters, reads));
-	while (!atomic_load(&m->stop) &&
-	        guest_count(m, offsetof(struct guest_parameters, reads)) - from < more)
-		sleep_ms(1);
-}
-
-static void guest_stop(struct machine *m)
-{
-	atomic_store(&m->stop, true);
-	for (int i = 0; i < KVM_VM_VCPUS; i++)
-		__atomic_store_n(&m->tables->parameters[i].stop, 1, __ATOMIC_SEQ_CST);
-	for (int i = 0; i < KVM_VM_VCPUS; i++)
-		pthread_join(m->vm.vcpus[i].thread, NULL);
-}
-
-/* What the page must be; `actual` says which of two where both are right. */
-static void expect_page(struct machine *m, uint32_t page, uint8_t *actual, uint8_t *expected)
-{
-	for (uint64_t at = 0; at < m->page; at += 8)
-		*(uint64_t *)(expected + at) = m->removed[page] ? 0 : word_at(page * m->page + at, 0);
-	for (int i = 0; i < KVM_VM_VCPUS; i++) {
-		struct guest_word *word = &m->tables->words[i][page];
-		bool dropped = word->seen != m->tables->epochs[page];
-		uint32_t value = dropped ? 0 : word->value;
-		if (dropped && word->raced && *word_of(m, actual, i, 0) == word->value)
-			value = word->value;
-		*word_of(m, expected, i, 0) = value;
-	}
-}
-
-/* Every byte, as it is read through the region, and in the store. */
-static void check_every_byte(struct machine *m)
-{
-	uint8_t *expected = malloc(m->page);
-	CHECK(expected);
-	for (int stored = 0; stored < 2; stored++) {
-		if (stored)
-			CHECK_OK(umm_region_flush(m->f.region));
-		for (uint32_t page = 0; page < PAGES; page++) {
-			uint32_t chunk = page / PAGES_OF_CHUNK;
-			if (!m->address[chunk])
-				continue;
-			uint8_t *actual =
-			        stored ? m->f.bytes + page * m->page
-			               : (uint8_t *)m->address[chunk] + page % PAGES_OF_CHUNK * m->page;
-			expect_page(m, page, actual, expected);
-			for (uint64_t at = 0; at < m->page; at++)
-				CHECK_EQUAL(actual[at], expected[at]);
-		}
-	}
-	free(expected);
-}
+#include "notifier/notifier.h"
+#include "tests/kvm_machine.h"
 
 struct host {
 	struct machine *m;
@@ -257,6 +32,7 @@ static void *evict_main(void *argument)
 		uint32_t first = draw(host, PAGES), count = 1 + draw(host, PAGES - first);
 		CHECK_OK(umm_region_evict(m->f.region, first * m->page, count * m->page));
 		atomic_fetch_add(&host->done, 1);
+		guest_reads(m, 300);
 	}
 	return NULL;
 }
@@ -304,7 +80,7 @@ static void *budget_main(void *argument)
 static void under_eviction_and_removal(uint64_t budget_pages, bool no_move)
 {
 	struct machine m;
-	CHECK(machine_init(&m, budget_pages, no_move));
+	CHECK_OK(machine_init(&m, budget_pages, no_move));
 	struct host hosts[3];
 	guest_start(&m);
 	host_start(&hosts[0], &m, evict_main);
@@ -323,6 +99,227 @@ static void under_eviction_and_removal(uint64_t budget_pages, bool no_move)
 	machine_deinit(&m);
 }
 
+/* What a machine monitor does: its memory slots follow the memory. Sleeping, as it waits for the vCPUs and
+ * for KVM. Eviction and removal are the business of KVM's own notifier. */
+struct follower {
+	struct machine *m;
+	struct umm_subscriber *subscriber;
+	struct umm_subscription *subscription;
+	/* The chunks that are away: where they were, and the change that took them. Changes nest: the
+	 * kernel's event of a move comes between our own start and end. */
+	uint64_t from[CHUNKS], change[CHUNKS];
+	_Atomic uint64_t told;
+};
+
+static bool moves(const struct umm_notify_event *event)
+{
+	return event->reason == UMM_REASON_MOVE || event->reason == UMM_REASON_UNMAP;
+}
+
+static int follower_start(void *context, const struct umm_notify_event *event)
+{
+	struct follower *follower = context;
+	struct machine *m = follower->m;
+	if (!moves(event))
+		return 0;
+	kvm_vm_pause(&m->vm);
+	for (uint32_t chunk = 0; chunk < CHUNKS; chunk++) {
+		uint64_t at = atomic_load(&m->address[chunk]);
+		if (!at || at >= event->end || at + chunk_bytes(m) <= event->start)
+			continue;
+		follower->from[chunk] = at;
+		follower->change[chunk] = event->id;
+		machine_set_chunk(m, chunk, 0);
+	}
+	return 0;
+}
+
+static void follower_end(void *context, const struct umm_notify_event *event)
+{
+	struct follower *follower = context;
+	struct machine *m = follower->m;
+	if (!moves(event))
+		return;
+	for (uint32_t chunk = 0; chunk < CHUNKS; chunk++) {
+		uint64_t from = follower->from[chunk];
+		if (!from || follower->change[chunk] != event->id)
+			continue;
+		follower->from[chunk] = 0;
+		if (event->error)
+			machine_set_chunk(m, chunk, from);
+		else if (event->reason == UMM_REASON_MOVE)
+			machine_set_chunk(m, chunk, from - event->start + event->to);
+	}
+	atomic_fetch_add(&follower->told, 1);
+	kvm_vm_resume(&m->vm);
+}
+
+static const struct umm_notifier_ops follower_ops = {
+        .invalidate_range_start = follower_start,
+        .invalidate_range_end = follower_end,
+};
+
+static void follower_init(struct follower *follower, struct machine *m)
+{
+	*follower = (struct follower){.m = m};
+	const struct umm_subscriber_options options = {
+	        .name = "kvm slots", .ops = &follower_ops, .sleeping = true, .limit_ns = 60000000000};
+	CHECK_OK(umm_subscriber_create(&options, &follower->subscriber));
+	/* Of everything: where the memory goes to is not known before it goes. */
+	CHECK_OK(umm_subscribe(
+	        umm_space_self(), follower->subscriber, 0, UINT64_MAX, follower, &follower->subscription));
+}
+
+static void follower_deinit(struct follower *follower)
+{
+	/* The end of a change under way would find nobody. */
+	CHECK_OK(umm_pager_set_budget(follower->m->f.pager, 0));
+	struct umm_subscriber_stats stats;
+	do {
+		sleep_ms(1);
+		umm_subscriber_stats(follower->subscriber, &stats);
+	} while (stats.queued || stats.busy_ns);
+	CHECK_OK(umm_unsubscribe(follower->subscription));
+	umm_subscriber_stats(follower->subscriber, &stats);
+	CHECK_EQUAL(stats.calls[UMM_NOTIFY_START], stats.calls[UMM_NOTIFY_END]);
+	CHECK_EQUAL(stats.late, 0);
+	CHECK_EQUAL(stats.lost, 0);
+	CHECK_OK(umm_subscriber_destroy(follower->subscriber));
+}
+
+/* Somebody else's memory, full of what no page of the guest may hold. */
+struct foreign {
+	int fd;
+	uint64_t len, placed[64];
+	uint32_t n;
+};
+
+static void foreign_init(struct foreign *foreign, uint64_t len)
+{
+	*foreign = (struct foreign){.fd = memfd_create("foreign", MFD_CLOEXEC), .len = len};
+	CHECK(foreign->fd >= 0 && ftruncate(foreign->fd, (off_t)len) == 0);
+	uint8_t *bytes = mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_SHARED, foreign->fd, 0);
+	CHECK(bytes != MAP_FAILED);
+	memset(bytes, 0xf0, len);
+	munmap(bytes, len);
+}
+
+/* Takes a place that was just left, and keeps it: an address is used once. */
+static void foreign_place(struct foreign *foreign, uint64_t at)
+{
+	CHECK(foreign->n < 64);
+	CHECK(mmap((void *)at, foreign->len, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_FIXED_NOREPLACE,
+	              foreign->fd, 0) == (void *)at);
+	foreign->placed[foreign->n++] = at;
+}
+
+/* True when somebody wrote there, through a slot that should have followed. */
+static bool foreign_deinit(struct foreign *foreign)
+{
+	bool changed = false;
+	for (uint32_t i = 0; i < foreign->n; i++) {
+		for (uint64_t at = 0; at < foreign->len; at++)
+			changed |= *(uint8_t *)(foreign->placed[i] + at) != 0xf0;
+		munmap((void *)foreign->placed[i], foreign->len);
+	}
+	close(foreign->fd);
+	return changed;
+}
+
+static uint64_t reserve(uint64_t len)
+{
+	void *place = mmap(NULL, len, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	CHECK(place != MAP_FAILED);
+	return (uint64_t)place;
+}
+
+/* Moves the chunk, and lets somebody else have its old place before anybody is told the end. */
+static void move_chunk(struct machine *m, uint32_t chunk, struct foreign *foreign)
+{
+	uint64_t len = chunk_bytes(m), from = atomic_load(&m->address[chunk]), to = reserve(len);
+	struct umm_notify_range range;
+	CHECK_OK(umm_notify_start(&range, umm_space_self(), from, from + len, UMM_SOURCE_USER,
+	        UMM_REASON_MOVE, UMM_NOTIFY_BLOCKABLE));
+	CHECK(mremap((void *)from, len, len, MREMAP_MAYMOVE | MREMAP_FIXED, (void *)to) == (void *)to);
+	foreign_place(foreign, from);
+	umm_notify_moved(&range, to);
+	umm_notify_end(&range, 0);
+}
+
+static void set_epochs(struct machine *m, uint32_t chunk, bool unmapped)
+{
+	for (uint32_t page = chunk * PAGES_OF_CHUNK; page < (chunk + 1) * PAGES_OF_CHUNK; page++)
+		__atomic_store_n(&m->tables->epochs[page],
+		        unmapped ? guest_unmapped : m->tables->epochs[page] | 1, __ATOMIC_SEQ_CST);
+}
+
+static void unmap_chunk(struct machine *m, uint32_t chunk, struct foreign *foreign)
+{
+	uint64_t len = chunk_bytes(m), from = atomic_load(&m->address[chunk]);
+	struct umm_notify_range range;
+	set_epochs(m, chunk, false);
+	CHECK_OK(umm_notify_start(&range, umm_space_self(), from, from + len, UMM_SOURCE_USER,
+	        UMM_REASON_UNMAP, UMM_NOTIFY_BLOCKABLE));
+	CHECK(munmap((void *)from, len) == 0);
+	foreign_place(foreign, from);
+	umm_notify_end(&range, 0);
+	set_epochs(m, chunk, true);
+}
+
+static void under_moves(bool no_move)
+{
+	struct machine m;
+	struct host evictor, remover, *hosts[] = {&evictor, &remover};
+	struct foreign foreign;
+	struct follower follower;
+	CHECK_OK(machine_init(&m, PAGES / 2, no_move));
+	foreign_init(&foreign, chunk_bytes(&m));
+	follower_init(&follower, &m);
+	guest_start(&m);
+	host_start(&evictor, &m, evict_main);
+	host_start(&remover, &m, remove_main);
+	struct host mover = {.m = &m, .seed = 11};
+	for (int i = 0; i < 40; i++) {
+		pthread_mutex_lock(&m.layout);
+		uint32_t chunk = draw(&mover, CHUNKS);
+		if (atomic_load(&m.address[chunk]) && i % 8 == 7)
+			unmap_chunk(&m, chunk, &foreign);
+		else if (atomic_load(&m.address[chunk]))
+			move_chunk(&m, chunk, &foreign);
+		pthread_mutex_unlock(&m.layout);
+		guest_reads(&m, 200);
+	}
+	guest_stop(&m);
+	for (int i = 0; i < 2; i++) {
+		pthread_join(hosts[i]->thread, NULL);
+		CHECK(hosts[i]->done > 0);
+	}
+	CHECK(guest_count(&m, offsetof(struct guest_parameters, gones)) > 0);
+	follower_deinit(&follower);
+	check_every_byte(&m);
+	CHECK(!foreign_deinit(&foreign));
+	machine_deinit(&m);
+}
+
+/* The same without the subscriber: the guest sees what is somebody else's. */
+static void moved_without_a_follower(void)
+{
+	struct machine m;
+	struct foreign foreign;
+	CHECK_OK(machine_init(&m, 0, false));
+	atomic_store(&m.wrong_expected, true);
+	foreign_init(&foreign, chunk_bytes(&m));
+	guest_start(&m);
+	guest_reads(&m, 500);
+	for (uint32_t chunk = 0; chunk < CHUNKS; chunk++)
+		move_chunk(&m, chunk, &foreign);
+	guest_reads(&m, 2000);
+	guest_stop(&m);
+	CHECK(atomic_load(&m.wrong) > 0);
+	foreign_deinit(&foreign);
+	machine_deinit(&m);
+}
+
 int main(void)
 {
 #ifndef __x86_64__
@@ -338,5 +335,8 @@ int main(void)
 	RUN(under_eviction_and_removal(0, false));
 	RUN(under_eviction_and_removal(PAGES / 2, false));
 	RUN(under_eviction_and_removal(PAGES / 2, true));
+	RUN(under_moves(false));
+	RUN(under_moves(true));
+	RUN(moved_without_a_follower());
 	return 0;
 }

@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include "common/clock.h"
+#include "notifier/notifier.h"
 #include "postcopy/protocol.h"
 #include "postcopy/receiver.h"
 #include "postcopy/sender.h"
@@ -61,8 +62,89 @@ static void *serve_main(void *context)
 	return NULL;
 }
 
-/* Up to the switch, with a writer at work until then. */
-static void begin(struct move *move)
+/* Who has an outside reference to the memory of both ends: each is told once, before and after. */
+struct watch {
+	struct move *move;
+	uint64_t start, end; /* what it is about */
+	unsigned starts, ends, changes;
+	int error;
+	uint32_t phase_before, phase_after; /* of the source, in start and end */
+};
+
+static uint32_t source_phase(const struct watch *watch)
+{
+	struct umm_sender_stats stats;
+	umm_sender_stats(watch->move->sender, &stats);
+	return stats.phase;
+}
+
+static void check_event(const struct watch *watch, const struct umm_notify_event *event, int reason)
+{
+	CHECK(event->source == UMM_SOURCE_POSTCOPY && event->reason == reason);
+	CHECK(event->promise == UMM_PROMISE_ORDERED);
+	CHECK(event->start == watch->start && event->end == watch->end);
+}
+
+static int on_start(void *context, const struct umm_notify_event *event)
+{
+	struct watch *watch = context;
+	check_event(watch, event, UMM_REASON_SWITCH);
+	CHECK_EQUAL(watch->starts++, watch->ends);
+	watch->phase_before = source_phase(watch);
+	return 0;
+}
+
+static void on_end(void *context, const struct umm_notify_event *event)
+{
+	struct watch *watch = context;
+	check_event(watch, event, UMM_REASON_SWITCH);
+	CHECK_EQUAL(++watch->ends, watch->starts);
+	watch->error = event->error;
+	watch->phase_after = source_phase(watch);
+}
+
+static void on_change(void *context, const struct umm_notify_event *event)
+{
+	struct watch *watch = context;
+	check_event(watch, event, UMM_REASON_BACKING);
+	CHECK_EQUAL(watch->ends, 1);
+	watch->changes++;
+}
+
+static const struct umm_notifier_ops watch_ops = {
+        .invalidate_range_start = on_start,
+        .invalidate_range_end = on_end,
+        .change = on_change,
+};
+
+struct watcher {
+	struct watch watch;
+	struct umm_subscriber *subscriber;
+	struct umm_subscription *subscription;
+};
+
+static void watcher_init(struct watcher *watcher, struct move *move, uint64_t start)
+{
+	*watcher =
+	        (struct watcher){.watch = {.move = move, .start = start, .end = start + PAGES * page_size}};
+	const struct umm_subscriber_options options = {.name = "watch", .ops = &watch_ops};
+	CHECK_OK(umm_subscriber_create(&options, &watcher->subscriber));
+	CHECK_OK(umm_subscribe(umm_space_self(), watcher->subscriber, start, watcher->watch.end,
+	        &watcher->watch, &watcher->subscription));
+}
+
+/* Told once, and of so many changes of the backing. */
+static void watcher_deinit(struct watcher *watcher, unsigned changes)
+{
+	CHECK_OK(umm_unsubscribe(watcher->subscription));
+	CHECK_OK(umm_subscriber_destroy(watcher->subscriber));
+	CHECK_EQUAL(watcher->watch.starts, 1);
+	CHECK_EQUAL(watcher->watch.ends, 1);
+	CHECK_EQUAL(watcher->watch.changes, changes);
+}
+
+/* Both ends, with their two connections. */
+static void begin_connected(struct move *move, pthread_t *receiving, void *(*receive_main)(void *))
 {
 	move->memory =
 	        mmap(NULL, PAGES * page_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -83,10 +165,16 @@ static void begin(struct move *move)
 		CHECK(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pairs[i]) == 0);
 		move->theirs[i] = pairs[i][1];
 	}
-	pthread_t receiving, writing;
-	CHECK(pthread_create(&receiving, NULL, connect_main, move) == 0);
+	CHECK(pthread_create(receiving, NULL, receive_main, move) == 0);
 	CHECK(umm_sender_accept(move->sender, pairs[0][0]) == 0);
 	CHECK(umm_sender_accept(move->sender, pairs[1][0]) == 0);
+}
+
+/* Up to the switch, with a writer at work until then. */
+static void begin(struct move *move)
+{
+	pthread_t receiving, writing;
+	begin_connected(move, &receiving, connect_main);
 	CHECK(pthread_create(&writing, NULL, write_main, move) == 0);
 	for (int i = 0; i < ROUNDS; i++)
 		CHECK(umm_sender_round(move->sender) == 0);
@@ -95,9 +183,18 @@ static void begin(struct move *move)
 	/* the writer may have had no turn since the last round */
 	for (size_t page = 0; page < PAGES; page += 3)
 		move->memory[page * page_size] ^= 1;
+	struct watcher source, destination;
+	watcher_init(&source, move, (uintptr_t)move->memory);
 	CHECK(umm_sender_switch(move->sender, umm_now_ns(), "state", 5) == 0);
+	CHECK_EQUAL(source.watch.error, 0);
+	CHECK_EQUAL(source.watch.phase_before, UMM_PHASE_PRECOPY);
+	CHECK_EQUAL(source.watch.phase_after, UMM_PHASE_POSTCOPY);
+	watcher_deinit(&source, 0);
 	pthread_join(receiving, NULL);
+	watcher_init(&destination, move, umm_receiver_address(move->receiver));
 	CHECK(umm_receiver_enter(move->receiver) == 0);
+	CHECK_EQUAL(destination.watch.error, 0);
+	watcher_deinit(&destination, 1);
 }
 
 static void end(struct move *move)
@@ -148,6 +245,32 @@ static void test_every_byte(uint64_t rate)
 	CHECK(stats.arrived_pages == stats.missing_pages);
 	CHECK(stats.missing_pages >= (PAGES + 2) / 3);
 	end(&move);
+}
+
+static void *connect_only_main(void *context)
+{
+	struct move *move = context;
+	CHECK(umm_receiver_connect(move->receiver, move->theirs[0], UINT64_MAX) == 0);
+	CHECK(umm_receiver_connect(move->receiver, move->theirs[1], UINT64_MAX) == 0);
+	return NULL;
+}
+
+/* A switch that fails: the memory is the source's as before, which the end of the change says. */
+static void test_failed_switch(void)
+{
+	struct move move = {0};
+	struct watcher source;
+	pthread_t connecting;
+	begin_connected(&move, &connecting, connect_only_main);
+	pthread_join(connecting, NULL);
+	umm_receiver_destroy(move.receiver);
+	watcher_init(&source, &move, (uintptr_t)move.memory);
+	int error = umm_sender_switch(move.sender, umm_now_ns(), "state", 5);
+	CHECK(error < 0);
+	CHECK_EQUAL(source.watch.error, error);
+	watcher_deinit(&source, 0);
+	umm_sender_destroy(move.sender);
+	munmap(move.memory, PAGES * page_size);
 }
 
 static void *lose_main(void *context)
@@ -207,6 +330,7 @@ int main(void)
 	page_size = (size_t)sysconf(_SC_PAGESIZE);
 	test_every_byte(0);
 	test_every_byte(4 << 20);
+	test_failed_switch();
 	test_lost_source();
 	test_stopped_destination();
 	return 0;
