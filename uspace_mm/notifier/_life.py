@@ -16,8 +16,8 @@ from typing import Protocol
 from uspace_mm._native import lib
 
 lock = threading.RLock()
-# How long the interpreter's end is held up by callbacks that do not return, in all.
-_LONGEST_EXIT_S = 5.0
+# How long callbacks that do not return hold up the interpreter's end, in all, after each one's wait_s.
+_LONGEST_EXIT_S = 1.0
 
 
 class Servant(Protocol):
@@ -48,11 +48,11 @@ def _after_fork() -> None:
 
 def _at_exit() -> None:
     # Daemon threads still run now, and the memory is still there: release comes before it goes.
-    deadline = time.monotonic() + _LONGEST_EXIT_S
     if lib.umm_space_subscriptions(lib.umm_space_self()):
         lib.umm_space_release(
             lib.umm_space_self(), lib.UMM_SOURCE_PROCESS, lib.UMM_REASON_EXIT, lib.UMM_PROMISE_ORDERED
         )
+    deadline = time.monotonic() + _LONGEST_EXIT_S
     for servant in list(_servants):
         servant.at_exit(deadline)
 

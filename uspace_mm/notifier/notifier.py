@@ -13,6 +13,7 @@ from uspace_mm._native import lib
 from uspace_mm.notifier import _life, _reports
 from uspace_mm.notifier._subscriber import NO_LIMIT_NS, NOTHING, NotifierStats, Subscriber
 from uspace_mm.notifier.event import Event, Kind, event_of
+from uspace_mm.notifier.space import this_process
 
 if TYPE_CHECKING:
     from uspace_mm.notifier.registration import Registration
@@ -211,7 +212,9 @@ class _Worker:
 
     def at_exit(self, deadline: float) -> None:
         for registration in self.subscriber.objects():
-            registration._released.wait(max(deadline - time.monotonic(), 0.0))
+            # Other processes live on: nothing is released.
+            if registration.space is this_process():
+                registration._released.wait(max(deadline - time.monotonic(), 0.0))
         self._at_end = True  # its registrations stay: nobody is there to close them
         self.subscriber.close()
         self._thread.join(max(deadline - time.monotonic(), 0.0))

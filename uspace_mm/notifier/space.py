@@ -91,7 +91,7 @@ def as_interval(start: Any, end: SupportsIndex | None) -> tuple[int, int]:
     Memory: what has ``address`` and ``size`` or ``length`` (a region, a mapping), a numpy array, also one
     with gaps, or another buffer. The object is not kept.
     """
-    call = "register"
+    call = "range"
     if start is None:
         if end is not None:
             raise InputError(f"{call}: an end without a start")
@@ -124,7 +124,7 @@ def _memory_of(thing: Any) -> tuple[int, int] | None:
         return None
     with view:
         if not view.c_contiguous:
-            raise InputError(f"register: this {type(thing).__name__} has gaps; give two addresses instead")
+            raise InputError(f"range: this {type(thing).__name__} has gaps; give two addresses instead")
         begin = int(ffi.cast("uintptr_t", ffi.from_buffer(view)))
         return begin, begin + view.nbytes
 
