@@ -185,7 +185,7 @@ class Slow(Recorder):
     """Answers when it may."""
 
     name = "the slow one"
-    wait_s = 0.1
+    wait_s: float | None = 0.1
 
     def __init__(self) -> None:
         super().__init__()

@@ -36,8 +36,7 @@ PAGE = mmap.PAGESIZE
 SIZE = 1 << 20
 
 # Does what it is told to, line by line, and says where its mapping is.
-SERVANT = (
-    """
+SERVANT = f"""
 import ctypes, mmap, os, sys, time
 mapping = mmap.mmap(-1, {SIZE})
 view = ctypes.c_char.from_buffer(mapping)
@@ -47,8 +46,6 @@ for line in sys.stdin:
     exec(line)
     print("done", flush=True)
 """
-    % SIZE
-)
 
 
 class Servant:

@@ -88,7 +88,7 @@ def test_an_asyncio_stream(memory: np.ndarray) -> None:
                     break
         return found
 
-    async def both() -> list[list[Kind]]:
+    async def both() -> tuple[list[Kind], list[Kind]]:
         return await asyncio.gather(read(1), read(3))
 
     first, second = asyncio.run(both())
@@ -122,7 +122,11 @@ def test_an_asyncio_reader_that_is_cancelled_closed_or_not_alone(memory: np.ndar
 
 
 def test_ctrl_c_ends_a_waiting_iterator() -> None:
-    code = "from uspace_mm.notifier import events\nprint('waiting', flush=True)\nnext(events())"
+    # Who runs tests in the background has SIGINT ignored, and children inherit that.
+    code = (
+        "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from uspace_mm.notifier import events\nprint('waiting', flush=True)\nnext(events())"
+    )
     child = subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )

@@ -109,6 +109,13 @@ class Region:
         return start, end - start
 
     def _check(self, error: int, what: str, offset: int | None = None, length: int | None = None) -> None:
+        if error == -errno.EDEADLK:
+            from uspace_mm.notifier.errors import WouldDeadlock
+
+            raise WouldDeadlock(
+                f"{what} of the region at {self.address:#x}: not in a callback of a notifier, "
+                "for which the pager may be waiting"
+            )
         if error:
             address = None if offset is None else self.address + offset
             raise KernelError(what, error, address=address, length=length)
