@@ -363,6 +363,8 @@ def test_two_callbacks_that_close_each_other(memory: np.ndarray, caplog: pytest.
             thread.start()
         for thread in threads:
             thread.join()
+        while not caplog.records:  # of a callback that the changes did not wait for to its end
+            time.sleep(0.01)
     assert one.closed
     assert two.closed
     messages = [record.getMessage() for record in caplog.records]

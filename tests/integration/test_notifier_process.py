@@ -316,11 +316,14 @@ def test_many_holes_are_told_as_a_few_ranges(servant: Servant) -> None:
         assert servant.process.stdout is not None
         start = int(servant.process.stdout.readline())
         assert servant.process.stdout.readline() == "done\n"
+
+        def covered() -> np.ndarray:
+            told = np.zeros(3000, bool)
+            for event in recorder.of(Reason.PRESENCE):
+                told[(event.start - start) // PAGE : (event.end - start) // PAGE] = True
+            return told
+
         with register(recorder, start, start + 3000 * PAGE, space=process):
             servant.do(f"big[::{2 * PAGE}] = b'x' * 1500")
-            until(lambda: sum(event.length for event in recorder.of(Reason.PRESENCE)) >= 1500 * PAGE)
+            until(lambda: covered()[::2].all())
             assert recorder.of(Reason.LOST) == []
-    told = np.zeros(3000, bool)
-    for event in recorder.of(Reason.PRESENCE):
-        told[(event.start - start) // PAGE : (event.end - start) // PAGE] = True
-    assert told[::2].all()
