@@ -240,6 +240,13 @@ int umm_uffd_writeprotect(int uffd, uint64_t start, uint64_t len, uint64_t mode,
 	return conclude(rc, errno, rc == 0 ? (int64_t)len : 0, len, ret);
 }
 
+int umm_uffd_changing(int uffd)
+{
+	if (ioctl(uffd, IO_WRITEPROTECT, NULL) == 0)
+		return -EIO;
+	return errno == EAGAIN ? 1 : errno == EFAULT ? 0 : -errno;
+}
+
 int umm_uffd_read(int uffd, struct umm_uffd_msg *ret)
 {
 	for (;;) {

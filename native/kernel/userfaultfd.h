@@ -126,6 +126,11 @@ int umm_uffd_continue(int uffd, uint64_t start, uint64_t len, uint64_t mode, str
 int umm_uffd_poison(int uffd, uint64_t start, uint64_t len, uint64_t mode, struct umm_uffd_result *ret);
 int umm_uffd_writeprotect(int uffd, uint64_t start, uint64_t len, uint64_t mode, struct umm_uffd_result *ret);
 
+/* 1: a munmap, mremap or madvise of registered memory is under way: from before the memory changes (under
+ * the lock of the mappings) until after its event was read, and its caller has run. 0: none is. Or -errno.
+ * (mmap_changing of fs/userfaultfd.c, which WRITEPROTECT looks at before its argument.) */
+int umm_uffd_changing(int uffd);
+
 /* Read one message. 0, or -EAGAIN when there is none (non-blocking descriptor), or -errno. */
 int umm_uffd_read(int uffd, struct umm_uffd_msg *ret);
 
