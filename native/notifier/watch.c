@@ -46,7 +46,6 @@ struct umm_watch {
 
 static pthread_mutex_t watches_lock = PTHREAD_MUTEX_INITIALIZER;
 static struct umm_watch *watches;
-static pthread_once_t hooks_once = PTHREAD_ONCE_INIT;
 static int hooks_error;
 
 static void before_fork(void)
@@ -75,7 +74,9 @@ static void in_child(void)
 	after_fork();
 }
 
-static void hook(void)
+/* Before the core's (fork.c), so that the lock is taken after it has told its subscribers of the fork, and
+ * let go before it tells them the end: they may call us. */
+__attribute__((constructor(200))) static void set_up(void)
 {
 	hooks_error = pthread_atfork(before_fork, after_fork, in_child);
 }
@@ -220,7 +221,6 @@ static int start_thread(struct umm_watch *watch)
 int umm_watch_create(struct umm_space *space, struct umm_watch **ret)
 {
 	uint64_t at, size = sizeof(struct umm_watch);
-	pthread_once(&hooks_once, hook);
 	if (hooks_error)
 		return -hooks_error;
 	/* Touched as far as it is used. Not from malloc: nothing that the thread uses may be watched. */

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 from enum import IntEnum
 from typing import SupportsIndex
 
@@ -68,16 +69,22 @@ def as_advice(call: str, advice: Advice | int) -> Advice:
         raise InputError(f"{call}: {advice!r} is not an advice of uspace_mm.kernel.madvise.Advice") from None
 
 
-def madvise(address: SupportsIndex, length: SupportsIndex, advice: Advice) -> None:
-    """Give `advice` for a range of this process, from a page boundary on.
+def madvise(
+    address: SupportsIndex,
+    length: SupportsIndex,
+    advice: Advice,
+    *,
+    call: Callable[[int, int, int], int] = lib.umm_madvise,
+) -> None:
+    """Give `advice` for a range of this process, from a page boundary on. `call`: the native function.
 
     COLLAPSE succeeds without doing anything on a range smaller than a huge page: verify with PAGEMAP_SCAN.
     On memory of a userfaultfd with EVENT_REMOVE, DONTNEED, DONTNEED_LOCKED, FREE and REMOVE wait until the
     event was read; GUARD_INSTALL drops pages without an event (seen on 6.18).
     """
     known = as_advice("madvise", advice)
-    call = f"madvise({known.name})"
-    start, size = as_range(call, address, length)
+    name = f"madvise({known.name})"
+    start, size = as_range(name, address, length)
     if start % PAGE_SIZE:
-        raise InputError(f"{call}: address {start:#x} is not a multiple of {PAGE_SIZE}")
-    check(lib.umm_madvise(start, size, known), call, address=start, length=size, hints=HINTS)
+        raise InputError(f"{name}: address {start:#x} is not a multiple of {PAGE_SIZE}")
+    check(call(start, size, known), name, address=start, length=size, hints=HINTS)

@@ -7,6 +7,7 @@ own :mod:`mmap` lacks addresses, MAP_FIXED_NOREPLACE, MAP_HUGETLB and its sizes,
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 from enum import IntFlag
 from types import TracebackType
 from typing import Any, SupportsIndex
@@ -86,29 +87,30 @@ def map_memory(
     fd: SupportsIndex | None = None,
     offset: SupportsIndex = 0,
     huge_page_size: SupportsIndex = 0,
+    call: Callable[..., int] = lib.umm_map,
 ) -> int:
     """Map `length` bytes and return the address. `huge_page_size` in bytes picks a hugetlb pool (0 with
-    HUGETLB: the default size)."""
-    call = "mmap"
-    where, size = as_range(call, address, length)
-    bits = as_int(call, "flags", flags)
-    huge = check_huge_page_size(call, huge_page_size)
+    HUGETLB: the default size). `call`: the native function."""
+    name = "mmap"
+    where, size = as_range(name, address, length)
+    bits = as_int(name, "flags", flags)
+    huge = check_huge_page_size(name, huge_page_size)
     if huge and not bits & MapFlag.HUGETLB:
-        raise InputError(f"{call}: huge_page_size is for mappings with MapFlag.HUGETLB")
+        raise InputError(f"{name}: huge_page_size is for mappings with MapFlag.HUGETLB")
     if fd is None and not bits & MapFlag.ANONYMOUS:
-        raise InputError(f"{call}: without MapFlag.ANONYMOUS a descriptor is needed")
+        raise InputError(f"{name}: without MapFlag.ANONYMOUS a descriptor is needed")
     result = ffi.new("uint64_t *")
     check(
-        lib.umm_map(
+        call(
             where,
             size,
-            as_int(call, "protection", protection, high=0x7FFFFFFF),
+            as_int(name, "protection", protection, high=0x7FFFFFFF),
             bits | lib.umm_map_huge_bits(huge),
-            -1 if fd is None else as_fd(call, fd),
-            as_int(call, "offset", offset, high=(1 << 63) - 1),
+            -1 if fd is None else as_fd(name, fd),
+            as_int(name, "offset", offset, high=(1 << 63) - 1),
             result,
         ),
-        call,
+        name,
         address=where or None,
         length=size,
         hints=_MAP_HINTS,
@@ -136,16 +138,18 @@ def remap(
     *,
     flags: RemapFlag = RemapFlag.MAYMOVE,
     new_address: SupportsIndex = 0,
+    call: Callable[..., int] = lib.umm_remap,
 ) -> int:
-    """mremap(2): the new address. `new_address` counts with RemapFlag.FIXED only."""
-    call = "mremap"
-    start, old = as_range(call, address, old_length)
-    _, new = as_range(call, address, new_length)
-    to = as_int(call, "new_address", new_address)
+    """mremap(2): the new address. `new_address` counts with RemapFlag.FIXED only. `call`: the native
+    function."""
+    name = "mremap"
+    start, old = as_range(name, address, old_length)
+    _, new = as_range(name, address, new_length)
+    to = as_int(name, "new_address", new_address)
     result = ffi.new("uint64_t *")
     check(
-        lib.umm_remap(start, old, new, as_int(call, "flags", flags), to, result),
-        call,
+        call(start, old, new, as_int(name, "flags", flags), to, result),
+        name,
         address=start,
         length=old,
         hints={
