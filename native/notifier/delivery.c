@@ -171,6 +171,8 @@ int umm_subscriber_fd(struct umm_subscriber *subscriber)
 	struct mailbox *box = &subscriber->mailbox;
 	if (!subscriber->sleeping)
 		return -EINVAL;
+	if (subscriber->epoch != atomic_load(&umm_fork_epoch))
+		return -ESHUTDOWN;
 	sigset_t saved;
 	mailbox_lock(box, &saved);
 	if (box->fd < 0) {

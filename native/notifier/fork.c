@@ -29,7 +29,7 @@ static void before_fork(void)
 {
 	/* The kernel write-protects private memory on both sides, as its own notifiers are told. */
 	umm_notify_start(&fork_range, &umm_self, 0, UINT64_MAX, UMM_SOURCE_PROCESS, UMM_REASON_FORK,
-	        UMM_NOTIFY_NO_WAIT);
+	        UMM_NOTIFY_BLOCKABLE | UMM_NOTIFY_NO_WAIT);
 	report_before_fork();
 	pthread_mutex_lock(&umm_self.lock);
 	umm_rcu_before_fork();
@@ -53,6 +53,7 @@ static void in_child(void)
 	space_init(&umm_self, (uint32_t)getpid());
 	atomic_store(&umm_self.generation, generation + 1);
 	unsubscribe_after_fork();
+	walk_after_fork();
 	umm_notify_end(&fork_range, 0); /* counts this thread out, no more */
 }
 

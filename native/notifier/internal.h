@@ -161,6 +161,7 @@ void space_init(struct umm_space *space, uint32_t pid);
 
 /* The callback itself; the caller has made the frame. */
 int call_ops(struct umm_subscription *subscription, const struct umm_notify_event *event);
+void walk_after_fork(void);
 /* -- report.c ------------------------------------------------------------------------------- */
 
 void report_late(const char *name, const struct umm_notify_event *event, uint64_t waited_ns);

@@ -108,7 +108,8 @@ struct umm_notifier_ops {
 	 * subscription, whichever comes first, before the memory. */
 	void (*release)(void *context, const struct umm_notify_event *event);
 	/* Drop what you hold of the range. 0; or, where event->flags lacks UMM_NOTIFY_BLOCKABLE and you would
-	 * have to wait, -EAGAIN: the change is put off. */
+	 * have to wait, -EAGAIN: the change is put off. (Of direct subscribers. Sleeping ones answer too late
+	 * for that: what they return is ignored, and the end comes.) */
 	int (*invalidate_range_start)(void *context, const struct umm_notify_event *event);
 	/* For every start that returned 0, and for no other. You may take hold of the range again. */
 	void (*invalidate_range_end)(void *context, const struct umm_notify_event *event);

@@ -46,7 +46,7 @@ bool umm_read_retry(struct umm_subscription *subscription, uint64_t seq)
 {
 	/* A read-modify-write of the same value, instead of a fence: what was looked at before stays before.
 	 */
-	while (atomic_fetch_add(&subscription->space->reading, 0))
+	while (!has_ended(subscription) && atomic_fetch_add(&subscription->space->reading, 0))
 		sched_yield();
 	return atomic_fetch_add(&subscription->seq, 0) != seq || has_ended(subscription);
 }

@@ -58,6 +58,9 @@ uint32_t umm_space_pid(const struct umm_space *space)
 
 uint32_t umm_space_subscriptions(struct umm_space *space)
 {
+	/* The parent's: nobody here is subscribed, and its lock may be held for ever. */
+	if (space->epoch != atomic_load(&umm_fork_epoch))
+		return 0;
 	pthread_mutex_lock(&space->lock);
 	uint32_t n = space->n;
 	pthread_mutex_unlock(&space->lock);

@@ -375,6 +375,7 @@ void umm_subscriber_stats(struct umm_subscriber *subscriber, struct umm_subscrib
 	ret->late = atomic_load(&subscriber->late_count);
 	ret->lost = atomic_load(&subscriber->lost);
 	ret->failed = atomic_load(&subscriber->failed);
-	if (subscriber->sleeping)
+	/* In a child the lock may be held by a thread that is not there. */
+	if (subscriber->sleeping && subscriber->epoch == atomic_load(&umm_fork_epoch))
 		mailbox_stats(&subscriber->mailbox, ret);
 }

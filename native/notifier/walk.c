@@ -170,7 +170,7 @@ static int start_slowly(struct umm_notify_range *range, bool no_wait)
 	while ((subscription = visit(space, event->start, event->end, range->version, &cursor))) {
 		atomic_fetch_add(&subscription->seq, one_begun + 1);
 		int result = tell(subscription, event, !blockable && !no_wait);
-		bool refused = result == -EAGAIN && !blockable && !no_wait;
+		bool refused = result == -EAGAIN && !blockable;
 		waits |= is_waited_for(subscription);
 		if (refused)
 			atomic_fetch_sub(&subscription->seq, 1);
@@ -299,10 +299,16 @@ void umm_notify_change(
 	tell_once(space, start, end, UMM_NOTIFY_CHANGE, source, reason, flags & UMM_NOTIFY_BLOCKABLE);
 }
 
+/* One at a time: each takes the young bits of all. */
+static pthread_mutex_t age_lock = PTHREAD_MUTEX_INITIALIZER;
+
+void walk_after_fork(void)
+{
+	pthread_mutex_init(&age_lock, NULL);
+}
+
 int umm_notify_age(struct umm_space *space, uint64_t start, uint64_t end, int source, uint64_t *answered)
 {
-	/* One at a time: each takes the young bits of all. */
-	static pthread_mutex_t age_lock = PTHREAD_MUTEX_INITIALIZER;
 	uint64_t asked = 0;
 	int young = 0;
 	if (answered)
