@@ -13,7 +13,7 @@ from uspace_mm import __version__
 from uspace_mm.errors import UspaceError
 
 # A module of uspace_mm.cli per entry; each has a class `Command`.
-COMMANDS = ("doctor", "demo", "bench", "guest", "elf")
+COMMANDS = ("doctor", "demo", "notify", "bench", "guest", "elf")
 
 
 class CommandProtocol(Protocol):
