@@ -27,14 +27,15 @@ _SAMPLED_S = 0.02
 # Maps memory, writes half of it, gives it back, and ends when it is told to.
 _OTHER = """
 import mmap, sys, time
-for line in sys.stdin:
-    memory = mmap.mmap(-1, 1 << 22)
-    time.sleep(0.1)
-    memory.write(bytes(1 << 21))
-    time.sleep(0.1)
-    memory.close()
-    time.sleep(0.1)
-    break
+half = bytes(1 << 21)
+print("ready", flush=True)
+sys.stdin.readline()
+memory = mmap.mmap(-1, 1 << 22)
+time.sleep(0.1)
+memory.write(half)
+time.sleep(0.1)
+memory.close()
+time.sleep(0.1)
 """
 
 
@@ -101,9 +102,13 @@ def _fork() -> None:
 
 def _another_process(stack: ExitStack) -> Iterator[Step]:
     child = stack.enter_context(
-        subprocess.Popen([sys.executable, "-S", "-E", "-c", _OTHER], stdin=subprocess.PIPE)
+        subprocess.Popen(
+            [sys.executable, "-S", "-E", "-c", _OTHER], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
     )
     stack.callback(_end, child)
+    assert child.stdout is not None
+    child.stdout.readline()
     process = stack.enter_context(Process(child.pid, interval_s=_SAMPLED_S))
 
     def start() -> None:
