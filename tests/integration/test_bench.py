@@ -67,6 +67,18 @@ def test_regions_reports_each_count(capsys: pytest.CaptureFixture[str]) -> None:
     assert {f"regions_{count}_p50_ns" for count in (1, 6, 60)} <= set(record["results"])
 
 
+def test_notifier_reports_what_each_subscriber_costs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "notifier", "--quick", "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    # Tiny runs: a difference of two of them may be negative.
+    assert set(load("notifier").TARGETS) <= set(record["ratios"])
+    results, ratios = record["results"], record["ratios"]
+    assert all(value > 0 for value in results.values())
+    assert ratios["added_ns_none"] == results["pair_none_ns"]
+    assert ratios["added_ns_one"] == pytest.approx(results["pair_one_ns"] - results["pair_none_ns"])
+    assert ratios["lookup_ns_10k"] == results["pair_10k_intervals_ns"]
+
+
 @pytest.mark.parametrize(
     "kind",
     [contenders.PINNED, contenders.POLLING, contenders.IN_THREAD],

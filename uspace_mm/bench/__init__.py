@@ -13,7 +13,7 @@ from uspace_mm.bench.report import Benchmark, BenchOptions, BenchReport, Target
 
 __all__ = ["BENCHMARKS", "BenchOptions", "BenchReport", "Benchmark", "Target", "load"]
 
-BENCHMARKS = ("fault", "populate", "regions", "guest")
+BENCHMARKS = ("fault", "populate", "regions", "notifier", "guest")
 
 
 def load(name: str) -> Benchmark:

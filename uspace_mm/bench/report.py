@@ -120,7 +120,7 @@ def _show_value(name: str, value: float) -> str:
     if name.endswith("_s"):
         return f"{value:>10.2f} s"
     if name.endswith("_ns"):
-        return f"{value / 1000:>10.2f} us"
+        return f"{value:>10.1f} ns" if value < 1000 else f"{value / 1000:>10.2f} us"
     if name.endswith("_bytes"):
         return f"{value / (1 << 20):>10.2f} MiB"
     return f"{value:>10g}"
