@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+import uspace_mm.notifier  # noqa: F401 - found while there are the rights to read it
 from uspace_mm import cli
 from uspace_mm.cli.notify import parse_duration
 from uspace_mm.errors import InputError

@@ -88,8 +88,13 @@ class _Printer:
         self._left = count
         self._began = time.monotonic()
         self._limit_s = limit_s
-        if not as_json:
+        self._has_headings = as_json
+
+    def begin(self) -> None:
+        """There is something to watch."""
+        if not self._has_headings:
             print(_ROW.format(*_HEADINGS).rstrip(), flush=True)
+        self._has_headings = True
 
     @property
     def left_s(self) -> float:
@@ -142,6 +147,7 @@ def _watch(pid: int, interval_s: float, printer: _Printer) -> None:
                 raise
             return
         with process:
+            printer.begin()
             for limit in process.limits:
                 print(f"uspace-mm notify: {limit}", file=sys.stderr)
             for event in _events_of(process, printer):
@@ -162,6 +168,7 @@ def _events_of(process: Process, printer: _Printer) -> Iterator[Event]:
 def _demo(printer: _Printer) -> None:
     from uspace_mm.demo import notify
 
+    printer.begin()
     for step in notify.run():
         printer.say(step.text)
         for event in step.events:
