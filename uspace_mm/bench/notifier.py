@@ -1,15 +1,15 @@
 """What telling subscribers costs: a change with 0, 1 and 100 of them, registering, and finding a range.
 
-An invalidation is the pair of start and end around a change, without the change itself. Two floors say what no
-notifier can do without: an atomic counter up and down (who subscribes must be able to wait for the changes that
-are under way), and two calls through a pointer (of the callbacks).
+An invalidation is the pair of start and end around a change, without the change itself. Two floors say what
+no notifier can do without: an atomic counter up and down (who subscribes must be able to wait for the changes
+that are under way), and two calls through a pointer (of the callbacks).
 
-- ``added_ns_none``: a pair while nobody subscribes. An eviction pays this at most, when its unit goes alone; the
-  pager asks once for a batch (``batch_none_ns``), of which each of up to 512 units has its share.
-- ``added_ns_one``: what one direct subscriber adds to a pair. ``evict_none_ns`` and ``evict_one_ns`` are whole
-  evictions of a region in batches, per unit, without and with one.
-- ``lookup_ns_10k``: a pair whose range touches one of 10,000 subscriptions, at random: that one is found for the
-  start, found again for the end, and called twice.
+- ``added_ns_none``: a pair while nobody subscribes. An eviction pays this at most, when its unit goes alone;
+  the pager asks once for a batch (``batch_none_ns``), of which each of up to 512 units has its share.
+- ``added_ns_one``: what one direct subscriber adds to a pair. ``evict_none_ns`` and ``evict_one_ns`` are
+  whole evictions of a region in batches, per unit, without and with one.
+- ``lookup_ns_10k``: a pair whose range touches one of 10,000 subscriptions, at random: that one is found for
+  the start, found again for the end, and called twice.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _INTERVALS = 10_000
 
 def run(options: BenchOptions) -> BenchReport:
     """Each measure in turn, 9 rounds (1 when quick); the medians."""
-    pages = 64 if options.quick else 4096
+    pages = 64 if options.quick else 1 << 12
     require_memory(3 * pages * PAGE_BYTES)
     measures = _measures(1_000 if options.quick else 1)
     seen: defaultdict[str, list[float]] = defaultdict(list)
