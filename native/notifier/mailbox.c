@@ -130,12 +130,14 @@ void mailbox_put_release(struct umm_subscription *subscription, const struct umm
 	struct mailbox *box = &subscription->subscriber->mailbox;
 	sigset_t saved;
 	mailbox_lock(box, &saved);
-	box->release_event = *event;
-	subscription->in_release = true;
-	subscription->next_release = box->releases;
-	box->releases = subscription;
-	call_enter(subscription);
-	ring(box);
+	if (!atomic_exchange(&subscription->released, true)) {
+		box->release_event = *event;
+		subscription->in_release = true;
+		subscription->next_release = box->releases;
+		box->releases = subscription;
+		call_enter(subscription);
+		ring(box);
+	}
 	mailbox_unlock(box, &saved);
 }
 
@@ -152,16 +154,17 @@ static bool unlink_release(struct mailbox *box, struct umm_subscription *subscri
 	return true;
 }
 
-bool mailbox_take_release(struct umm_subscription *subscription)
+bool mailbox_claim_release(struct umm_subscription *subscription)
 {
 	struct mailbox *box = &subscription->subscriber->mailbox;
 	sigset_t saved;
 	mailbox_lock(box, &saved);
-	bool taken = unlink_release(box, subscription);
+	bool first = !atomic_exchange(&subscription->released, true);
+	bool taken = !first && unlink_release(box, subscription);
 	mailbox_unlock(box, &saved);
 	if (taken)
 		call_leave(subscription);
-	return taken;
+	return first || taken;
 }
 
 void mailbox_purge(struct umm_subscription *subscription)

@@ -67,14 +67,15 @@ enum mail_outcome {
 
 /* The caller has counted a call in flight; a letter put takes one of its own. */
 enum mail_outcome mailbox_put(struct umm_subscription *subscription, const struct umm_notify_event *event);
-/* Told apart from the queue, exactly once, whatever is full. */
+/* Told apart from the queue, exactly once, whatever is full; unless it was claimed. Claimed and put in one
+ * step: who unsubscribes in between would find neither. */
 void mailbox_put_release(struct umm_subscription *subscription, const struct umm_notify_event *event);
 /* Until everything put so far is answered. 0; -ETIMEDOUT: not within the subscriber's limit; -EAGAIN: a fork
  * began (voluntary changes); also 0 when the subscription ended or the mailbox closed. */
 int mailbox_wait(struct umm_subscription *subscription, const struct umm_notify_event *event);
 void mailbox_wait_release(struct umm_subscription *subscription, const struct umm_notify_event *event);
-/* True when its release waited to be delivered; it is the caller's now. */
-bool mailbox_take_release(struct umm_subscription *subscription);
+/* True when nobody claimed it, or when it waited to be delivered; it is the caller's now. */
+bool mailbox_claim_release(struct umm_subscription *subscription);
 /* Letters of a subscription that ends are taken back, and whoever waits for it goes on. */
 void mailbox_purge(struct umm_subscription *subscription);
 /* The range is told as UMM_REASON_LOST once the queue is empty. Lock held. */

@@ -231,9 +231,9 @@ int umm_subscribe(struct umm_space *space, struct umm_subscriber *subscriber, ui
 
 bool claim_release(struct umm_subscription *subscription)
 {
-	if (!atomic_exchange(&subscription->released, true))
-		return true;
-	return subscription->subscriber->sleeping && mailbox_take_release(subscription);
+	if (subscription->subscriber->sleeping)
+		return mailbox_claim_release(subscription);
+	return !atomic_exchange(&subscription->released, true);
 }
 
 int umm_subscription_claim_release(struct umm_subscription *subscription)

@@ -434,12 +434,10 @@ void umm_space_release(struct umm_space *space, int source, int reason, int prom
 	struct cursor cursor = {0};
 	struct umm_subscription *subscription;
 	while ((subscription = visit(space, 0, UINT64_MAX, all_births, &cursor))) {
-		if (!atomic_exchange(&subscription->released, true)) {
-			if (subscription->subscriber->sleeping)
-				mailbox_put_release(subscription, &event);
-			else
-				call_here(subscription, &event);
-		}
+		if (subscription->subscriber->sleeping)
+			mailbox_put_release(subscription, &event);
+		else if (claim_release(subscription))
+			call_here(subscription, &event);
 		call_leave(subscription);
 	}
 	cursor = (struct cursor){0};
