@@ -4,6 +4,7 @@ The kernel's mmu_notifier, for user space.
 """
 
 from uspace_mm.notifier._subscriber import NotifierStats
+from uspace_mm.notifier.age import Age, Ages, Evidence
 from uspace_mm.notifier.errors import (
     ForkedAway,
     NoProcess,
@@ -22,10 +23,13 @@ from uspace_mm.notifier.stream import AsyncEvents, Events, aevents, events
 from uspace_mm.notifier.telling import Change, changed, in_callback, invalidate_page, invalidating, young
 
 __all__ = [
+    "Age",
+    "Ages",
     "AsyncEvents",
     "Change",
     "Event",
     "Events",
+    "Evidence",
     "ForkedAway",
     "Kind",
     "NoProcess",

@@ -4,13 +4,16 @@
 evidence       how it is had
 =============  =====================================================================================
 writes         own memory: UFFD_FEATURE_WP_ASYNC and PAGEMAP_SCAN (Linux 6.7), page by page
+pages          reads and writes, page by page: idle page tracking, as root (CONFIG_IDLE_PAGE_TRACKING)
 touches        reads and writes: accessed bits, /proc/PID/clear_refs and smaps, mapping by mapping
 refaults       a pager's region: faults that it served, for the region as a whole
 subscribers    the young bits of whoever registered, :func:`young`
 =============  =====================================================================================
 
 "Used" is certain. "Not used" is certain for writes only: a read of a present page leaves its trace in the
-accessed bit alone, and not even there while a CPU still holds the translation.
+accessed bit alone (which the second and third look at), and not even there while a CPU still holds the
+translation. Pages that idle page tracking cannot mark (huge ones but their first, those not on an LRU list
+yet) are not counted there.
 """
 
 from __future__ import annotations
@@ -19,8 +22,12 @@ import weakref
 from dataclasses import dataclass
 from typing import Any, Self, SupportsIndex
 
+import numpy as np
+from numpy.typing import NDArray
+
 from uspace_mm.errors import InputError, UspaceError
-from uspace_mm.kernel.pagemap import Category, Pagemap, ScanFlag
+from uspace_mm.kernel.page_idle import PageIdle
+from uspace_mm.kernel.pagemap import PFN_MASK, Category, Pagemap, PagemapBit, ScanFlag, has_bits
 from uspace_mm.kernel.proc import clear_referenced, page_size, smaps
 from uspace_mm.kernel.userfaultfd import Feature, RegisterMode, Userfaultfd, UserfaultfdBuilder
 from uspace_mm.notifier import _life
@@ -28,6 +35,9 @@ from uspace_mm.notifier.event import ADDRESS_END
 from uspace_mm.notifier.process import Process
 from uspace_mm.notifier.space import Space, as_interval, as_space
 from uspace_mm.notifier.telling import young
+
+# A word of the bitmap is read for each 64 frames or fewer, and frames are scattered.
+_PAGES_MOST_BYTES = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +53,13 @@ class Evidence:
 class Age:
     """What was seen since the last time; None: cannot be seen (:attr:`Ages.evidence` says why).
 
-    ``written_bytes``: bytes of pages written. ``touched``: of the mappings that the range touches.
+    ``written_bytes``: bytes of pages written. ``used_bytes``: of pages read or written. ``touched``: one of
+    the mappings that the range is part of.
     ``refaults``: faults served. ``subscribers``: one of them used it.
     """
 
     written_bytes: int | None
+    used_bytes: int | None
     touched: bool | None
     refaults: int | None
     subscribers: bool | None
@@ -55,7 +67,9 @@ class Age:
     @property
     def referenced(self) -> bool:
         """Whether any evidence says so."""
-        return bool(self.written_bytes or self.touched or self.refaults or self.subscribers)
+        return bool(
+            self.written_bytes or self.used_bytes or self.touched or self.refaults or self.subscribers
+        )
 
 
 class Ages:
@@ -84,10 +98,12 @@ class Ages:
         self._touches: _Touches | None = None
         self._region = start if hasattr(start, "stats") else None
         self._closed = False
-        writes = self._watch_writes()
+        self._pages: _Pages | None = None
+        writes, pages = self._watch_writes(), self._watch_pages()
         refaults = "a pager's region" if self._region is not None else "not a pager's region"
         self.evidence: tuple[Evidence, ...] = (
             Evidence("writes", self._writes is not None, writes),
+            Evidence("pages", self._pages is not None, pages),
             self._watch_touches(touches),
             Evidence("refaults", self._region is not None, refaults),
             Evidence(
@@ -105,6 +121,15 @@ class Ages:
         except UspaceError as error:
             return str(error)
         return "UFFD_FEATURE_WP_ASYNC and PAGEMAP_SCAN"
+
+    def _watch_pages(self) -> str:
+        if self._high - self._low > _PAGES_MOST_BYTES:
+            return f"a range above {_PAGES_MOST_BYTES >> 30} GiB"
+        try:
+            self._pages = _Pages(self._pid, self._low, self._high)
+        except UspaceError as error:
+            return str(error)
+        return "idle page tracking (/sys/kernel/mm/page_idle)"
 
     def _watch_touches(self, wanted: bool) -> Evidence:
         if not wanted:
@@ -130,6 +155,7 @@ class Ages:
         used, answered = young(self._low, self._high) if self._own else (False, 0)
         return Age(
             written_bytes=None if self._writes is None else self._writes.take(),
+            used_bytes=None if self._pages is None else self._pages.take(),
             touched=None if self._touches is None else self._touches.take(self),
             refaults=None if self._region is None else self._faults - before,
             subscribers=used if answered else None,
@@ -140,6 +166,8 @@ class Ages:
         self._closed = True
         if self._writes is not None:
             self._writes.close()
+        if self._pages is not None:
+            self._pages.close()
         if self._touches is not None:
             self._touches.leave(self)
             self._touches = None
@@ -151,13 +179,55 @@ class Ages:
         self.close()
 
 
+def _whole_pages(low: int, high: int) -> tuple[int, int]:
+    """Address and length of the pages that [low, high) touches."""
+    size = page_size()
+    start = low // size * size
+    return start, -(-high // size) * size - start
+
+
+class _Pages:
+    """Frames of a range that idle page tracking marked, page by page."""
+
+    def __init__(self, pid: int, low: int, high: int) -> None:
+        self._start, self._length = _whole_pages(low, high)
+        self._idle = PageIdle()
+        try:
+            self._pagemap = Pagemap(pid)
+        except BaseException:
+            self._idle.close()
+            raise
+        self._frames = self._marked = self._look()
+
+    def _look(self) -> NDArray[np.uint64]:
+        """The frame of each page of the range, 0 where none is present."""
+        entries = self._pagemap.entries(self._start, self._length)
+        present = has_bits(entries, PagemapBit.PRESENT)
+        return np.where(present, entries & np.uint64(PFN_MASK), np.uint64(0))
+
+    def take(self) -> int:
+        now = self._look()
+        # Another frame than before, or one where there was none: somebody touched the page.
+        used = (now != self._frames) & (now != 0)
+        marked = np.flatnonzero((self._marked != 0) & (self._marked == now))
+        used[marked] = ~self._idle.idle(now[marked])
+        there = np.flatnonzero(now)
+        self._idle.mark(now[there])
+        self._frames, self._marked = now, np.zeros_like(now)
+        held = there[self._idle.idle(now[there])]
+        self._marked[held] = now[held]
+        return int(used.sum()) * page_size()
+
+    def close(self) -> None:
+        self._idle.close()
+        self._pagemap.close()
+
+
 class _Writes:
     """Pages of our own that were written, found and protected again in one step."""
 
     def __init__(self, low: int, high: int) -> None:
-        size = page_size()
-        self._start = low // size * size
-        self._length = -(-high // size) * size - self._start
+        self._start, self._length = _whole_pages(low, high)
         wanted = Feature.WP_ASYNC | Feature.WP_UNPOPULATED
         self._uffd: Userfaultfd = UserfaultfdBuilder().require(wanted).open()
         try:
