@@ -169,8 +169,12 @@ static void *watch_main(void *argument)
 		if (!error)
 			continue;
 		/* Only with an empty queue: whoever waits comes first. */
-		if (atomic_load(&watch->stop))
+		if (atomic_load(&watch->stop)) {
+			/* Here, and not after pthread_join: this thread's stack may lie in a mapping that is
+			 * watched, and glibc gives it back at the thread's end. */
+			close(watch->uffd);
 			return NULL;
+		}
 		pthread_mutex_lock(&watch->lock);
 		bool swept = !has_unwanted(watch) || sweep(watch);
 		pthread_mutex_unlock(&watch->lock);
@@ -284,7 +288,6 @@ int umm_watch_destroy(struct umm_watch *watch)
 		atomic_store(&watch->stop, true);
 		wake(watch);
 		pthread_join(watch->thread, NULL);
-		close(watch->uffd);
 		close(watch->wake_fd);
 	}
 	pthread_mutex_destroy(&watch->lock);
@@ -325,6 +328,18 @@ int umm_watch_add(struct umm_watch *watch, uint64_t start, uint64_t end)
 	}
 	pthread_mutex_unlock(&watch->lock);
 	return error ? why(error, start) : 0;
+}
+
+int umm_watch_keep(struct umm_watch *watch, uint64_t start, uint64_t end)
+{
+	if (!is_range(start, end))
+		return -EINVAL;
+	pthread_mutex_lock(&watch->lock);
+	int error = watch->is_dead
+	                    ? -ESRCH
+	                    : umm_uffd_register(watch->uffd, start, end - start, UMM_UFFD_MODE_WP, NULL);
+	pthread_mutex_unlock(&watch->lock);
+	return error && error != -ESRCH ? why(error, start) : error;
 }
 
 int umm_watch_remove(struct umm_watch *watch, uint64_t start, uint64_t end)

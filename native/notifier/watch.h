@@ -61,6 +61,10 @@ int umm_watch_add(struct umm_watch *watch, uint64_t start, uint64_t end);
  * thread. */
 int umm_watch_remove(struct umm_watch *watch, uint64_t start, uint64_t end);
 
+/* The same until the memory is unmapped or the watch destroyed: there is no remove, so no mapping is cut in
+ * two afterwards (of which mremap() would fail). A watch is used with add and remove, or with this. */
+int umm_watch_keep(struct umm_watch *watch, uint64_t start, uint64_t end);
+
 /* 1: a change of watched memory, anywhere, has begun and may not have been read. 0: every change that began
  * before this call has been read. Costs one system call. -ESRCH in a forked child. */
 int umm_watch_changing(struct umm_watch *watch);

@@ -136,14 +136,14 @@ def main(argv: list[str]) -> int:
         prog="scripts/test", description="Run every check of this repository and count it."
     )
     parser.add_argument("--quick", action="store_true", help="leave out the tests marked slow")
-    parser.add_argument("--full", action="store_true", help="with the tests that take minutes in a guest")
+    parser.add_argument("--full", action="store_true", help="with the tests that take minutes")
     parser.add_argument("pytest", nargs="*", metavar="-- ARG", help="arguments passed on to pytest")
     args = parser.parse_args(argv)
     signal.signal(signal.SIGTERM, end)
     tally = Tally()
     stages: dict[str, Callable[[], None]] = {"lint": partial(lint, tally)}
     for flavour in C_FLAVOURS:
-        stages[f"C tests, {flavour}"] = partial(c_tests, flavour, tally)
+        stages[f"C tests, {flavour}"] = partial(c_tests, flavour, tally, args.full)
     stages["C core for aarch64"] = partial(aarch64, tally)
     if not args.quick:
         stages["guest kernels and root file system"] = partial(kernels_and_root, tally)

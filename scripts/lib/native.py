@@ -57,8 +57,8 @@ def warnings_are_errors(compiler: str) -> list[str]:
     return ["-Dwerror=true"] if major.isdigit() and int(major) <= NEWEST_GCC_KNOWN else []
 
 
-def c_tests(flavour: str, tally: Tally) -> None:
-    """Build native/ in this flavour and run its tests; each test is one check."""
+def c_tests(flavour: str, tally: Tally, full: bool = False) -> None:
+    """Build native/ in this flavour and run its tests; each test is one check. `full`: stress of a minute."""
     label = f"C tests, {flavour}"
     options = [*warnings_are_errors("cc"), *C_FLAVOURS[flavour]]
     directory, outcome = build("c-" + flavour.replace(",", "-"), options)
@@ -69,7 +69,8 @@ def c_tests(flavour: str, tally: Tally) -> None:
     prefix = without_aslr() if flavour == "thread" else []
     log = directory / "meson-logs" / "testlog.json"
     log.unlink(missing_ok=True)
-    outcome = run(*prefix, BIN / "meson", "test", "-C", directory, "--no-rebuild")
+    env = {"UMM_STRESS_S": "60"} if full else None
+    outcome = run(*prefix, BIN / "meson", "test", "-C", directory, "--no-rebuild", env=env)
     tests = [json.loads(line) for line in log.read_text().splitlines()] if log.is_file() else []
     for test in tests:
         name = f"{label}: {test['name'].rpartition(':')[2].strip()}"
