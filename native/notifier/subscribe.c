@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "notifier/internal.h"
+#include "notifier/moment.h"
 #include "notifier/rcu.h"
 
 static const uint64_t settle_ns = 1000000000;
@@ -82,6 +83,7 @@ int call_here(struct umm_subscription *subscription, const struct umm_notify_eve
 	umm_thread.frames = &frame;
 	if (watched)
 		atomic_fetch_add_explicit(&subscriber->begun, 1, memory_order_relaxed);
+	umm_notify_moment(UMM_MOMENT_CALLING, subscription);
 	int result = call_ops(subscription, event);
 	if (watched)
 		atomic_fetch_add_explicit(&subscriber->ended, 1, memory_order_relaxed);
@@ -333,11 +335,13 @@ int umm_unsubscribe(struct umm_subscription *subscription)
 	space->tree_garbage = NULL;
 	space->n_garbage = 0;
 	pthread_mutex_unlock(&space->lock);
+	umm_notify_moment(UMM_MOMENT_REMOVED, subscription);
 	atomic_store(&subscription->dead, true);
 	if (subscriber->sleeping)
 		mailbox_purge(subscription);
 	umm_rcu_synchronize();
 	tree_free_garbage(garbage, trees);
+	umm_notify_moment(UMM_MOMENT_GRACE, subscription);
 	uint32_t own = count_frames(umm_thread.frames, subscription);
 	int err = wait_for_calls(subscription, own);
 	if (removed && (err || own)) {

@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "notifier/internal.h"
+#include "notifier/moment.h"
 #include "notifier/rcu.h"
 
 static const uint64_t all_births = UINT64_MAX;
@@ -27,6 +28,7 @@ static struct umm_subscription *visit(
 		struct umm_subscription *found = tree ? tree_next(tree, start, end, version, cursor) : NULL;
 		if (found) {
 			*cursor = (struct cursor){found->start, found->birth};
+			umm_notify_moment(UMM_MOMENT_FOUND, found);
 			call_enter(found);
 		}
 		umm_rcu_read_unlock(reader);
