@@ -162,6 +162,8 @@ uint32_t umm_space_pid(const struct umm_space *space);
 uint32_t umm_space_subscriptions(struct umm_space *space);
 /* `release` for every subscription that had none. reason: EXIT, EXEC. Later changes are told to nobody. */
 void umm_space_release(struct umm_space *space, int source, int reason, int promise);
+/* exec failed: the space lives on. Who was released stays so; it can be subscribed to anew. */
+void umm_space_revive(struct umm_space *space);
 
 /* -- subscribing: subscribe.c --------------------------------------------------------------- */
 

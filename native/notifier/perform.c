@@ -38,7 +38,7 @@ static uint64_t mapped_length(uint64_t length, uint64_t flags, int fd)
 	} else if (flags & UMM_MAP_HUGETLB && flags >> UMM_MAP_HUGE_SHIFT & 63) {
 		huge = UINT64_C(1) << (flags >> UMM_MAP_HUGE_SHIFT & 63);
 	} else if (flags & UMM_MAP_HUGETLB) {
-		int probe = umm_memfd_create("", UMM_MFD_HUGETLB | UMM_MFD_CLOEXEC);
+		int probe = (int)syscall(SYS_memfd_create, "", UMM_MFD_HUGETLB | UMM_MFD_CLOEXEC);
 		if (probe >= 0) {
 			huge = huge_page_of(probe);
 			close(probe);

@@ -20,7 +20,8 @@
 struct umm_told {
 	struct umm_effect effects[UMM_EFFECTS_MAX];
 	uint32_t n;
-	struct umm_notify_range ranges[UMM_EFFECTS_MAX]; /* of the teller */
+	struct umm_notify_range ranges[UMM_EFFECTS_MAX]; /* of the core */
+	uint64_t own[3];                                 /* of the preloaded library */
 };
 
 struct umm_teller {

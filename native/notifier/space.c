@@ -66,3 +66,8 @@ uint32_t umm_space_subscriptions(struct umm_space *space)
 	pthread_mutex_unlock(&space->lock);
 	return n;
 }
+
+void umm_space_revive(struct umm_space *space)
+{
+	atomic_store(&space->released, false);
+}

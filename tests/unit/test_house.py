@@ -38,6 +38,8 @@ C_MAY_KNOW: dict[str, set[str]] = {
     "kernel": {"common"},
     "store": {"common", "kernel"},
     "notifier": {"common", "kernel"},
+    # A library of its own.
+    "preload": {"common", "kernel", "notifier"},
     "pager": {"common", "kernel", "store", "notifier"},
     "zpool": {"common", "kernel", "store", "notifier", "pager"},
     "postcopy": {"common", "kernel", "store", "notifier", "pager"},
