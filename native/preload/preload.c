@@ -9,6 +9,8 @@
  * system calls, and programs that are linked statically or run with more rights than their caller's (which
  * ld.so preloads nothing into). For those there is the watch (notifier/watch.h). posix_madvise is not in
  * front: in glibc its DONTNEED does nothing. */
+/* With it mmap would be another name of mmap64; off_t has 64 bits all the same. */
+#undef _FILE_OFFSET_BITS
 #include <errno.h>
 #include <stdarg.h>
 #include <stdint.h>

@@ -1,9 +1,9 @@
 """The preloaded library: changes of memory made by code that does not know us, told before and after.
 
-Two uses. In a process that was started with LD_PRELOAD naming :func:`path`, this package finds the library when
-it is loaded, and notifiers of the process hear of mmap, munmap, mremap, madvise, mprotect, exec and _exit of
-all its code, with source PRELOAD and ORDERED. And :class:`Command` runs any program under it and yields its
-events, and those of the programs it starts.
+Two uses. In a process that was started with LD_PRELOAD naming :func:`path`, this package finds the library
+when it is loaded, and notifiers of the process hear of mmap, munmap, mremap, madvise, mprotect, exec and
+_exit of all its code, with source PRELOAD and ORDERED. And :class:`Command` runs any program under it and
+yields its events, and those of the programs it starts.
 
 Not caught: what libc does inside of itself (memory that free() gives back), raw system calls, programs that
 are linked statically or run with more rights than their caller's (ld.so(8)), and the bare calls of
@@ -37,7 +37,9 @@ def path() -> Path:
     """The library, for LD_PRELOAD. Raises UnsupportedError when it was not installed with this package."""
     found = importlib.resources.files("uspace_mm") / "_preload" / "libumm_notify.so"
     if not found.is_file():
-        raise UnsupportedError("preload: libumm_notify.so is not part of this installation; install uspace-mm")
+        raise UnsupportedError(
+            "preload: libumm_notify.so is not part of this installation; install uspace-mm"
+        )
     return Path(str(found))
 
 
@@ -70,7 +72,9 @@ class Command:
             raise InputError("preload: expected a program and its arguments, one string each")
         library = str(path())
         if set(library) & set(" :"):
-            raise UnsupportedError(f"preload: ld.so takes no library with a blank or colon in its path: {library}")
+            raise UnsupportedError(
+                f"preload: ld.so takes no library with a blank or colon in its path: {library}"
+            )
         size = as_int("preload", "capacity", capacity, low=1, high=1 << 24)
         ring, fd = ffi.new("struct umm_event_ring **"), ffi.new("int *")
         error = lib.umm_event_ring_create(size, ring, fd)
@@ -107,8 +111,8 @@ class Command:
 
     @property
     def processes(self) -> int:
-        """Processes that loaded the library. 0 after the end: the program is static or privileged, and nothing
-        of it was caught."""
+        """Processes that loaded the library. 0 after the end: the program is static or privileged, and
+        nothing of it was caught."""
         return int(lib.umm_event_ring_processes(self._alive()))
 
     def poll(self) -> list[Event]:
