@@ -301,7 +301,50 @@ static void under_moves(bool no_move)
 	machine_deinit(&m);
 }
 
-/* The same without the subscriber: the guest sees what is somebody else's. */
+/* Moved and unmapped by calls that nobody announces: the kernel tells afterwards. Until then an access of the
+ * guest's fails, and is done again when the slot is where the memory is. (Nothing else may map memory
+ * meanwhile: whoever got the old place would be seen, which is what "told after" means.) */
+static void behind_our_back(void)
+{
+	struct machine m;
+	struct follower follower;
+	CHECK_OK(machine_init(&m, 0, false));
+	follower_init(&follower, &m);
+	uint64_t len = chunk_bytes(&m), places[24];
+	enum { MOVES = sizeof(places) / sizeof(places[0]) };
+	for (int i = 0; i < MOVES; i++)
+		places[i] = reserve(len);
+	struct host mover = {.m = &m, .seed = 5};
+	guest_start(&m);
+	for (int i = 0; i < MOVES; i++) {
+		uint32_t chunk = draw(&mover, CHUNKS);
+		uint64_t from = atomic_load(&m.address[chunk]), to = i % 8 == 7 ? 0 : places[i];
+		if (!from)
+			continue;
+		if (to) {
+			CHECK(mremap((void *)from, len, len, MREMAP_MAYMOVE | MREMAP_FIXED, (void *)to) ==
+			        (void *)to);
+			places[i] = 0;
+		} else {
+			set_epochs(&m, chunk, false);
+			CHECK(munmap((void *)from, len) == 0);
+			set_epochs(&m, chunk, true);
+		}
+		while (atomic_load(&m.address[chunk]) != to)
+			sleep_ms(1);
+		guest_reads(&m, 1000);
+	}
+	guest_stop(&m);
+	CHECK(guest_count(&m, offsetof(struct guest_parameters, gones)) > 0);
+	follower_deinit(&follower);
+	check_every_byte(&m);
+	for (int i = 0; i < MOVES; i++)
+		if (places[i])
+			munmap((void *)places[i], len);
+	machine_deinit(&m);
+}
+
+/* Announced moves without the subscriber: the guest sees what is somebody else's. */
 static void moved_without_a_follower(void)
 {
 	struct machine m;
@@ -337,6 +380,7 @@ int main(void)
 	RUN(under_eviction_and_removal(PAGES / 2, true));
 	RUN(under_moves(false));
 	RUN(under_moves(true));
+	RUN(behind_our_back());
 	RUN(moved_without_a_follower());
 	return 0;
 }
