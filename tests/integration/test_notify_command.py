@@ -99,6 +99,16 @@ def test_a_process_is_watched_to_its_end(servant: subprocess.Popen[str]) -> None
     assert times == sorted(times)
 
 
+def test_a_command_is_run_and_watched() -> None:
+    out, err = notify("--json", "--", "/bin/sh", "-c", "echo hello; exit 7", status=7)
+    assert err == "hello\n"
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert {line["source"] for line in lines} == {"preload"}
+    assert lines[-1]["kind"] == "release" and lines[-1]["reason"] == "exit"
+    out, err = notify("--for", "200ms", "--", "sleep", "1000")
+    assert (out.splitlines()[0].split()[0], err) == ("time", "")
+
+
 def started_watching(watching: subprocess.Popen[str]) -> bool:
     assert watching.stdout is not None
     return bool(select.select([watching.stdout], [], [], 0.05)[0])
@@ -177,6 +187,8 @@ def test_a_reader_that_goes_away(tmp_path: Path) -> None:
         (("0",), "pid 0 is not within"),
         (("--", "-5"), "pid -5 is not within"),
         (("2",), "thread of the kernel"),
+        (("nonsense",), "cannot start nonsense: No such file or directory"),
+        (("1", "2"), "1 2: expected one PID, or a command"),
         (("1", "--interval", "0"), "--interval '0'"),
         (("1", "--interval", "soon"), "--interval 'soon'"),
         (("1", "--for", "1d"), "--for '1d'"),
@@ -191,7 +203,7 @@ def test_bad_input_is_one_line(arguments: tuple[str, ...], said: str) -> None:
     assert err.count("\n") == 1
 
 
-@pytest.mark.parametrize("arguments", [(), ("nonsense",), ("1", "--demo"), ("1", "2")])
+@pytest.mark.parametrize("arguments", [(), ("1", "--demo"), ("--demo", "--", "true")])
 def test_bad_usage(arguments: tuple[str, ...]) -> None:
     _, err = notify(*arguments, status=2)
     assert "usage: uspace-mm" in err

@@ -18,25 +18,36 @@ from uspace_mm.sizes import format_size
 if TYPE_CHECKING:
     from uspace_mm.notifier import Event, Process
 
+_PID = re.compile(r"[+-]?[0-9]+")
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h)?")
 _UNITS = {"ms": 1e-3, "s": 1.0, None: 1.0, "m": 60.0, "h": 3600.0}
 _LONGEST_S = 1e6
+_PAUSE_S = 0.005  # between looks at what a command wrote
 _POLL_S = 0.2  # so often the reader looks whether its time is over
 _HEADINGS = ("time", "event", "source", "promise", "reason", "pid", "size", "range")
 _ROW = "{:>9}  {:<7}  {:<8}  {:<7}  {:<10}  {:>7}  {:>10}  {}"
 
 
 class Command:
-    """Ends with status 0 when the process does, after --for or --count, and with Ctrl-C."""
+    """Ends with status 0 when the process does, after --for or --count, and with Ctrl-C.
+
+    A command that it started itself ends with it, and its exit status is ours; what it prints goes to
+    standard error, as standard output is for the events.
+    """
 
     name = "notify"
     help = "Print what happens to the memory of a process as it happens: mappings, pages, its end."
 
     def prepare_parser(self, parser: argparse.ArgumentParser) -> None:
         what = parser.add_mutually_exclusive_group(required=True)
-        what.add_argument("pid", nargs="?", type=int, metavar="PID", help="the process to watch")
+        what.add_argument(
+            "target", nargs="?", metavar="PID|COMMAND", help="watch this process, or run this command"
+        )
         what.add_argument(
             "--demo", action="store_true", help="watch this process itself, which does something of each kind"
+        )
+        parser.add_argument(
+            "arguments", nargs="*", metavar="ARGUMENT", help="the command's; -- before it ends our options"
         )
         parser.add_argument("--json", action="store_true", help="print each event as one line of JSON")
         parser.add_argument(
@@ -53,13 +64,18 @@ class Command:
         limit_s = math.inf if args.limit is None else parse_duration("--for", args.limit)
         if args.count is not None and args.count < 1:
             raise InputError(f"--count {args.count}: expected 1 or more")
+        is_pid = args.target is not None and _PID.fullmatch(args.target) is not None
+        if is_pid and args.arguments:
+            raise InputError(f"{args.target} {args.arguments[0]}: expected one PID, or a command")
         printer = _Printer(args.json, math.inf if args.count is None else args.count, limit_s)
         try:
             with termination_raises():
                 if args.demo:
                     _demo(printer)
+                elif is_pid:
+                    _watch(int(args.target), interval_s, printer)
                 else:
-                    _watch(args.pid, interval_s, printer)
+                    return _run([args.target, *args.arguments], printer)
         except KeyboardInterrupt:
             return 0  # the usual end of watching
         except _Enough:
@@ -163,6 +179,29 @@ def _events_of(process: Process, printer: _Printer) -> Iterator[Event]:
             yield from stream
             printer.check_time()
         yield from stream
+
+
+def _run(command: list[str], printer: _Printer) -> int:
+    """The command under the preloaded library: what it does is told before and after."""
+    from uspace_mm.notifier.preload import Command as Preloaded
+
+    with Preloaded(command, popen={"stdout": sys.stderr}) as program:
+        printer.begin()
+        while (status := program.process.poll()) is None:
+            came = program.poll()
+            for event in came:
+                printer.show(event)
+            printer.check_time()
+            if not came:
+                time.sleep(_PAUSE_S)
+        for event in program:
+            printer.show(event)
+        if program.lost:
+            print(f"uspace-mm notify: {program.lost} events came too fast and are lost", file=sys.stderr)
+        if not program.processes:
+            why = "it is linked statically, or runs with more rights than its caller"
+            print(f"uspace-mm notify: nothing of {command[0]} was seen: {why}", file=sys.stderr)
+    return status if status >= 0 else 128 - status
 
 
 def _demo(printer: _Printer) -> None:
