@@ -209,6 +209,8 @@ int umm_subscribe(struct umm_space *space, struct umm_subscriber *subscriber, ui
 	subscription->epoch = epoch;
 	/* Until the changes under way have ended, it does not know of them. */
 	atomic_store_explicit(&subscription->unsettled, true, memory_order_relaxed);
+	/* A callback may unsubscribe it before this is over: it is not freed until then. */
+	call_enter(subscription);
 	pthread_mutex_lock(&space->lock);
 	int err = atomic_load(&space->released) ? -ESRCH : 0;
 	if (!err) {
@@ -228,6 +230,7 @@ int umm_subscribe(struct umm_space *space, struct umm_subscriber *subscriber, ui
 	/* Within a change of its own the thread would wait for itself. */
 	if (!umm_thread.frames && !umm_thread.open && phases_drain(&space->changes, settle_ns) == 0)
 		atomic_store(&subscription->unsettled, false);
+	call_leave(subscription);
 	return 0;
 }
 

@@ -29,6 +29,8 @@ TESTS = (
     "tests/unit/test_kernel_types.py",
     "tests/unit/test_postcopy_protocol.py",
     "tests/integration/kernel",
+    "tests/integration/test_notifier_age.py",
+    "tests/integration/test_notifier_pager.py",
     "tests/integration/test_pager_arrays.py",
     "tests/integration/test_pager_close.py",
     "tests/integration/test_pager_files.py",
@@ -43,6 +45,7 @@ TESTS = (
 
 # Programs that start programs, many threads, full disks: minutes per page size under emulation. With --full.
 LONG_TESTS = (
+    "tests/integration/test_notifier_process.py",
     "tests/integration/test_pager_fork.py",
     "tests/integration/test_pager_full.py",
     "tests/integration/test_pager_many.py",

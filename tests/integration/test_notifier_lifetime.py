@@ -280,18 +280,30 @@ def test_a_closed_registration_says_so() -> None:
         registration.read_retry(0)
 
 
+class Leaving(Recorder):
+    """Closes its registration in every fourth callback, maybe the first, while it is still being made."""
+
+    def invalidate_range_start(self, event: Event) -> None:
+        self.kinds.append(event.kind)
+        if len(self.kinds) % 4 == 0:
+            assert event.registration is not None
+            event.registration.close()
+
+
 def test_registrations_come_and_go_in_many_threads_while_memory_changes() -> None:
     memory = np.zeros(1000, np.uint8)
     end = time.monotonic() + 0.7
-    shared = Recorder()
+    shared = Leaving()
     faults: list[str] = []
 
     def churn(number: int) -> None:
         try:
             while time.monotonic() < end:
                 with register(shared, memory[number * 10 :]) as registration:
-                    seq = registration.read_begin(10.0)
-                    registration.read_retry(seq)
+                    try:
+                        registration.read_retry(registration.read_begin(10.0))
+                    except InputError as error:
+                        assert "is closed" in str(error)
         except Exception as error:
             faults.append(repr(error))
 
@@ -307,9 +319,9 @@ def test_registrations_come_and_go_in_many_threads_while_memory_changes() -> Non
     for thread in threads:
         thread.join()
     assert faults == []
-    calls = shared.stats().calls
-    assert calls[Kind.START] > 0
-    assert shared.stats().late == 0
+    stats = shared.stats()
+    assert stats.calls[Kind.START] > 0
+    assert (stats.late, stats.failed) == (0, 0)
     assert this_process().registrations == 0
 
 

@@ -1,7 +1,7 @@
 """What has to be done for all notifiers at once: at a fork, and when the interpreter ends.
 
-One lock guards the bookkeeping of this room. It is never held while something waits for a callback, and a
-forked child, in which its holder may be missing, gets a new one. It is reentrant for the sake of finalizers.
+One lock guards the bookkeeping of this room. It is never held while something waits for a callback. A fork
+takes it, so that a child finds nothing half done under it. It is reentrant for the sake of finalizers.
 """
 
 from __future__ import annotations
@@ -39,8 +39,7 @@ def register(servant: Servant) -> None:
 
 
 def _after_fork() -> None:
-    global lock
-    lock = threading.RLock()
+    lock.release()
     for servant in list(_servants):
         servant.after_fork()
     _servants.clear()
@@ -57,5 +56,5 @@ def _at_exit() -> None:
         servant.at_exit(deadline)
 
 
-os.register_at_fork(after_in_child=_after_fork)
+os.register_at_fork(before=lock.acquire, after_in_parent=lock.release, after_in_child=_after_fork)
 atexit.register(_at_exit)

@@ -120,8 +120,8 @@ class Subscriber(Generic[T]):
         """The subscription ended."""
         self._objects.pop(number, None)
 
-    def next(self, timeout_ns: int) -> tuple[T | None, Any, Any] | None:
-        """(object, native event, native subscription); None when there is none within `timeout_ns`.
+    def next(self, timeout_ns: int) -> tuple[T | None, Any] | None:
+        """(object, native event); None when there is none within `timeout_ns`.
 
         :meth:`done` follows, in the same thread. Raises EOFError when the subscriber was closed.
         """
@@ -130,9 +130,8 @@ class Subscriber(Generic[T]):
             return None
         if result:
             raise EOFError
-        native = self._subscription[0]
-        number = int(ffi.cast("uintptr_t", lib.umm_subscription_context(native)))
-        return self._objects.get(number), self._event, native
+        number = int(ffi.cast("uintptr_t", lib.umm_subscription_context(self._subscription[0])))
+        return self._objects.get(number), self._event
 
     def done(self, result: int = 0) -> None:
         """The answer to the event that :meth:`next` gave."""
@@ -168,6 +167,16 @@ class Subscriber(Generic[T]):
         with _life.lock:
             if self.handle:
                 lib.umm_subscriber_close(self.handle)
+
+    def abandon(self) -> None:
+        """In a forked child: closes what the copy of the parent's has open.
+
+        Its subscriptions are left as they are: another thread of the parent's may have been ending one, which
+        nobody here can know.
+        """
+        if self.handle and not lib.umm_notify_in_callback():  # that may be of this one, and will be answered
+            lib.umm_subscriber_destroy(self.handle)
+            self.handle = ffi.NULL
 
     def destroy(self) -> None:
         """Frees it; it has no subscriptions any more."""

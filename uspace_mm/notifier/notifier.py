@@ -176,10 +176,9 @@ class _Worker:
                 break
             if taken is None:
                 continue
-            registration, native, handle = taken
+            registration, native = taken
             answer = 0
-            if registration is not None:
-                registration._adopt(handle)
+            if registration is not None and not registration._is_over:
                 event = event_of(native, registration)
                 answer = notifier._call(event, subscriber)
                 if event.kind is Kind.RELEASE:
@@ -204,11 +203,7 @@ class _Worker:
         """In a forked child: a notifier without registrations, as new."""
         if self._notifier._worker is self:
             self._notifier._worker = None
-        if not self.subscriber.handle or lib.umm_notify_in_callback():
-            return  # of this subscriber, perhaps: it will be answered
-        for registration in self.subscriber.objects():
-            registration._discard()
-        self.subscriber.destroy()
+        self.subscriber.abandon()
 
     def at_exit(self, deadline: float) -> None:
         for registration in self.subscriber.objects():

@@ -44,24 +44,26 @@ class Registration:
         self._released = threading.Event()
         self._gone = threading.Event()
         self._calls: list[str] = []
+        self._is_over = False  # for the thread of the notifier
         self._worker = notifier._hire()
         try:
             self._number, handle = self._worker.subscriber.subscribe(space, start, end, self)
         except BaseException:
             notifier._dismiss(self._worker)
             raise
-        self._adopt(handle)
+        with _life.lock:
+            self._handle = handle
+            closed = self._state is _State.CLOSED
+            if not closed:
+                self._state = _State.OPEN
+        if closed:  # by the first callback
+            self._finish()
+            return
         try:
             space._begin(self)
         except BaseException:
             self.close()
             raise
-
-    def _adopt(self, handle: Any) -> None:
-        # Whoever is first: register(), or the thread that takes the first event.
-        with _life.lock:
-            if self._state is _State.NEW:
-                self._handle, self._state = handle, _State.OPEN
 
     @property
     def range(self) -> tuple[int, int]:
@@ -88,21 +90,26 @@ class Registration:
         if self._owner != os.getpid():
             return
         with _life.lock:
-            mine = self._state is _State.OPEN
-            if mine:
-                self._state = _State.CLOSED
-        if not mine:
-            if not lib.umm_notify_in_callback():
-                self._gone.wait()
-            return
+            before, self._state = self._state, _State.CLOSED
+        if before is _State.NEW:
+            # In its first callback, while register() is still at it: that does the rest before it returns.
+            self._is_over = True
+        elif before is _State.OPEN:
+            self._finish()
+        elif not lib.umm_notify_in_callback():
+            self._gone.wait()
+
+    def _finish(self) -> None:
         handle = self._handle
         while self._calls:  # they leave as soon as they see the state
             time.sleep(0.001)
         try:
-            if lib.umm_subscription_claim_release(handle):
+            claimed = lib.umm_subscription_claim_release(handle)
+            error = lib.umm_unsubscribe(handle)
+            # After it: an end that its thread was just taking does not come after the last word.
+            if claimed:
                 self.notifier._call(self._release_event(), self._worker.subscriber)
                 self._released.set()
-            error = lib.umm_unsubscribe(handle)
         finally:
             self._worker.subscriber.forget(self._number)
             self.space._end(self)
@@ -133,12 +140,6 @@ class Registration:
             registration=self,
         )
 
-    def _discard(self) -> None:
-        """In a forked child: frees the copy of the parent's, without a word."""
-        if self._state is _State.OPEN:
-            self._state = _State.CLOSED
-            lib.umm_unsubscribe(self._handle)
-
     @contextmanager
     def _live(self, call: str) -> Iterator[Any]:
         """The native handle, which is not freed meanwhile."""
@@ -150,6 +151,8 @@ class Registration:
         # Noted before the state is read: close() either sees the call or hides the handle.
         self._calls.append(call)
         try:
+            if self._state is _State.NEW:
+                raise WouldDeadlock(f"{call}: {self!r} is still being made")
             if self._state is not _State.OPEN:
                 raise InputError(f"{call}: {self!r} is closed")
             yield self._handle

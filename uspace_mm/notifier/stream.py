@@ -68,6 +68,8 @@ class _Stream:
         if self._closed:
             return
         self._closed = True
+        if self._subscriber.owner != os.getpid():
+            return
         lib.umm_subscription_claim_release(self._handle)
         lib.umm_unsubscribe(self._handle)
         self._subscriber.forget(self._number)
@@ -75,11 +77,8 @@ class _Stream:
         self.space._end(self)
 
     def after_fork(self) -> None:
-        """In a forked child: the copy of the parent's is freed."""
-        if not self._closed and not lib.umm_notify_in_callback():
-            self._closed = True
-            lib.umm_unsubscribe(self._handle)
-            self._subscriber.destroy()
+        """In a forked child: the copy of the parent's is of no use."""
+        self._subscriber.abandon()
 
     def at_exit(self, deadline: float) -> None:
         """Nothing waits for a stream."""
