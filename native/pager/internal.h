@@ -227,8 +227,8 @@ enum { MAX_SPILL_GAPS = 256 };
 
 struct spill_layer {
 	int fd;
-	bool frozen;    /* a child reads it too: never written again */
-	uint64_t units; /* that live here; the file is closed when the last one left */
+	bool frozen;            /* a child reads it too: never written again */
+	_Atomic uint64_t units; /* that live here; a frozen file is closed when the last one left */
 };
 
 struct prefetch_request {

@@ -133,9 +133,9 @@ int spill_read(struct umm_region *region, uint64_t unit, uint8_t layer, void *bu
 
 void spill_note(struct umm_region *region, uint64_t unit, uint8_t layer)
 {
+	region->pager->layers[layer].units++;
 	spill_drop(region, unit);
 	region->layers[unit] = (uint8_t)(layer + 1);
-	region->pager->layers[layer].units++;
 	region->counters.spill_bytes += region->unit;
 	region->uf->counters.spill_bytes += region->unit;
 	unit_mark(region, unit, UNIT_SPILLED);
@@ -150,7 +150,8 @@ void spill_drop(struct umm_region *region, uint64_t unit)
 	region->layers[unit] = 0;
 	region->counters.spill_bytes -= region->unit;
 	region->uf->counters.spill_bytes -= region->unit;
-	if (--layer->units == 0) {
+	/* The layer that is written to stays open: a unit may have been written that is not noted yet. */
+	if (--layer->units == 0 && layer->frozen) {
 		close(layer->fd);
 		*layer = (struct spill_layer){0};
 	}
@@ -174,8 +175,12 @@ void spill_forget(struct umm_region *region)
 void spill_freeze(struct umm_pager *pager)
 {
 	for (int i = 0; i < MAX_LAYERS; i++)
-		if (pager->layers[i].fd > 0)
+		if (pager->layers[i].fd > 0 && pager->layers[i].units) {
 			pager->layers[i].frozen = true;
+		} else if (pager->layers[i].fd > 0) {
+			close(pager->layers[i].fd);
+			pager->layers[i] = (struct spill_layer){0};
+		}
 }
 
 void spill_close(struct umm_pager *pager)
