@@ -5,6 +5,7 @@ The kernel's mmu_notifier, for user space.
 
 from uspace_mm.notifier._subscriber import NotifierStats
 from uspace_mm.notifier.age import Age, Ages, Evidence
+from uspace_mm.notifier.cache import Cached, CacheStats, Follow, RegistrationCache
 from uspace_mm.notifier.errors import (
     ForkedAway,
     NoProcess,
@@ -15,6 +16,7 @@ from uspace_mm.notifier.errors import (
     WouldDeadlock,
 )
 from uspace_mm.notifier.event import Event, Kind, Promise, Reason, Source
+from uspace_mm.notifier.io_uring import IoUringBuffers, IoUringStats, Slot
 from uspace_mm.notifier.notifier import Notifier
 from uspace_mm.notifier.process import Process
 from uspace_mm.notifier.registration import Registration, register
@@ -26,11 +28,16 @@ __all__ = [
     "Age",
     "Ages",
     "AsyncEvents",
+    "CacheStats",
+    "Cached",
     "Change",
     "Event",
     "Events",
     "Evidence",
+    "Follow",
     "ForkedAway",
+    "IoUringBuffers",
+    "IoUringStats",
     "Kind",
     "NoProcess",
     "Notifier",
@@ -41,7 +48,9 @@ __all__ = [
     "ReadTimeout",
     "Reason",
     "Registration",
+    "RegistrationCache",
     "Released",
+    "Slot",
     "Source",
     "Space",
     "TryAgain",
