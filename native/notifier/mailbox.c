@@ -297,6 +297,8 @@ void mailbox_stats(struct mailbox *box, struct umm_subscriber_stats *ret)
 	sigset_t saved;
 	mailbox_lock(box, &saved);
 	ret->queued = box->tail - box->head;
-	ret->busy_ns = box->busy ? umm_now_ns() - box->busy_since : 0;
+	/* Never 0 while busy: the clock may not have moved on, nor on every CPU alike. */
+	uint64_t now = umm_now_ns();
+	ret->busy_ns = !box->busy ? 0 : now > box->busy_since ? now - box->busy_since : 1;
 	mailbox_unlock(box, &saved);
 }

@@ -173,8 +173,8 @@ _TABLE: tuple[tuple[str, str, str, Try], ...] = (
     ("soft-dirty", "nothing yet: WP_ASYNC is better", "WP_ASYNC", p.soft_dirty),
     (
         "idle page tracking",
-        "telling cold pages from warm ones",
-        "second chance in staging",
+        "notifier.Ages: pages read or written, one by one",
+        "accessed bits of whole mappings",
         p.idle_tracking,
     ),
     (

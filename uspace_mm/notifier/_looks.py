@@ -17,7 +17,6 @@ from uspace_mm.notifier.sample import (
     Area,
     Intervals,
     at_most,
-    intervals,
     layout_changes,
     parse_maps,
     presence_changes,
@@ -129,12 +128,12 @@ class Eyes:
                 return np.stack([found["start"], found["end"]], axis=1)
         except KernelError as error:
             if error.errno != errno.ENOTTY:
-                return intervals([])  # the process is just ending
+                return None  # it is just ending
             self._scan = False  # before Linux 6.7
         try:
             parts = [self._entries(self._pagemap, area) for area in areas]
         except KernelError:
-            return intervals([])
+            return None
         return np.concatenate(parts)
 
     def _entries(self, pagemap: Pagemap, area: Area) -> Intervals:
