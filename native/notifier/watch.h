@@ -21,11 +21,13 @@
  * Not seen: mprotect, swapping, migration, merging (KSM), huge pages put together (told by their callers
  * through calls.h), MADV_GUARD_INSTALL, holes punched through a descriptor or another mapping of a file.
  *
- * What watching does to the memory: mappings of it merge with watched neighbours only; khugepaged and
- * MADV_COLLAPSE put huge pages together only where no page is missing; file and shared memory is faulted in
- * page by page (no fault-around), and shared hugetlb memory has page tables of its own; a fork copies
- * the page tables. No page is pinned. Memory that moves (mremap) or grows stays watched at its new place.
- * A forked child has no watch. Memory can have one userfaultfd: a watched range cannot be made a region. */
+ * What watching does to the memory: a part of a mapping that is watched is a mapping of its own, and merges
+ * with watched neighbours only (so one mremap of both parts fails with EFAULT: watch whole mappings);
+ * khugepaged and MADV_COLLAPSE put huge pages together only where no page is missing; file and shared memory
+ * is faulted in page by page (no fault-around), and shared hugetlb memory has page tables of its own; a fork
+ * copies the page tables. No page is pinned. Memory that moves (mremap) or grows stays watched at its new
+ * place. A forked child has no watch. Memory can have one userfaultfd: a watched range cannot be made a
+ * region. */
 #ifndef UMM_NOTIFIER_WATCH_H
 #define UMM_NOTIFIER_WATCH_H
 

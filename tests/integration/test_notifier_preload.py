@@ -211,6 +211,7 @@ SIGNALS = r"""
 #include <signal.h>
 #include <stdlib.h>
 #include <sys/mman.h>
+#include <sys/shm.h>
 #include <sys/time.h>
 #include <unistd.h>
 static long page;
@@ -231,6 +232,12 @@ int main(void)
 		munmap(mmap(0, 2 * page, 3, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0), 2 * page);
 	often.it_value.tv_usec = 0;
 	setitimer(ITIMER_REAL, &often, 0);
+	int segment = shmget(IPC_PRIVATE, 5 * page + 1, 0600);
+	char *shared = shmat(segment, 0, 0);
+	mprotect(shared + page, page, PROT_READ);
+	shmctl(segment, IPC_RMID, 0);
+	if (shmdt(shared) || shmdt(shared) != -1)
+		return 2;
 	execlp("no-such-program-anywhere", "x", "y", (char *)0);
 	execlp("true", "true", "unused", (char *)0);
 	return 1;
@@ -255,6 +262,8 @@ def test_signal_handlers_and_a_plain_c_program(tmp_path: Path) -> None:
     assert all([event.kind for event in pair] == [Kind.START, Kind.END] for pair in pairs.values())
     lengths = [pair[0].length for pair in pairs.values()]
     assert lengths.count(PAGE) >= 100 and lengths.count(2 * PAGE) >= 1000
+    # what a shmdt takes away, in one piece although a part had other permissions
+    assert lengths.count(6 * PAGE) == 1
     told = [(event.kind, event.reason) for event in found]
     # once: for the program that there is
     assert told.count((Kind.RELEASE, Reason.EXEC)) == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import threading
 import time
 import traceback
@@ -169,6 +170,8 @@ class _Worker:
 
     def _run(self) -> None:
         subscriber, notifier = self.subscriber, self._notifier
+        # A handler in C that changes memory would wait here for this thread itself.
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         while True:
             try:
                 taken = subscriber.next(NO_LIMIT_NS)
