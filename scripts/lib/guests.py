@@ -30,6 +30,8 @@ TESTS = (
     "tests/unit/test_postcopy_protocol.py",
     "tests/integration/kernel",
     "tests/integration/test_notifier_age.py",
+    "tests/integration/test_notifier_cache.py",
+    "tests/integration/test_notifier_io_uring.py",
     "tests/integration/test_notifier_pager.py",
     "tests/integration/test_pager_arrays.py",
     "tests/integration/test_pager_close.py",
