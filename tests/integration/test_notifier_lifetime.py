@@ -106,6 +106,30 @@ with invalidating(memory):
     assert "notifier Stuck: no answer for" in err
 
 
+def test_ctrl_c_ends_the_waiting_for_a_callback_that_never_returns() -> None:
+    out, err = run(
+        """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+class Stuck(Notifier):
+    wait_s = 0.1
+    def invalidate_range_start(self, event):
+        threading.Event().wait()
+registration = register(Stuck(), memory)
+with invalidating(memory):
+    pass
+main = threading.main_thread().ident
+threading.Timer(0.2, signal.pthread_kill, [main, signal.SIGINT]).start()
+try:
+    registration.close()
+except KeyboardInterrupt:
+    print("interrupted", registration.closed)
+"""
+    )
+    assert out == "interrupted False\n"
+    assert "notifier Stuck: no answer for" in err
+
+
 def test_an_exception_in_release_at_exit_is_one_line() -> None:
     out, err = run(
         """

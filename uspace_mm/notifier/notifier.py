@@ -156,6 +156,7 @@ class _Worker:
 
     def __init__(self, notifier: Notifier) -> None:
         self.users = 0
+        self.current: Registration | None = None  # whose callback runs
         self._at_end = False
         self._notifier = notifier
         name = notifier._label()
@@ -181,11 +182,13 @@ class _Worker:
                 continue
             registration, native = taken
             answer = 0
-            if registration is not None and not registration._is_over:
+            if registration is not None and (not registration._is_over or native.kind == Kind.RELEASE):
+                self.current = registration
                 event = event_of(native, registration)
                 answer = notifier._call(event, subscriber)
                 if event.kind is Kind.RELEASE:
                     registration._released.set()
+                self.current = None
             subscriber.done(answer)
         if self._at_end or subscriber.owner != os.getpid():
             return

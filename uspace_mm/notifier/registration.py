@@ -84,8 +84,9 @@ class Registration:
         """No callback for it runs any more when this returns, except the one that this is called from.
 
         Calls ``release`` (reason UNREGISTER) if it was not called yet. Harmless when closed already: then it
-        waits for the one who closes, unless in a callback. Raises WouldDeadlock when two callbacks close each
-        other's registration: it is closed, but the other callback may still be running.
+        waits for the one who closes, unless in a callback. Ctrl-C while it waits leaves it open. Raises
+        WouldDeadlock when two callbacks close each other's registration: it is closed, but the other callback
+        may still be running.
         """
         if self._owner != os.getpid():
             return
@@ -101,8 +102,7 @@ class Registration:
 
     def _finish(self) -> None:
         handle = self._handle
-        while self._calls:  # they leave as soon as they see the state
-            time.sleep(0.001)
+        self._await_callback()
         try:
             claimed = lib.umm_subscription_claim_release(handle)
             error = lib.umm_unsubscribe(handle)
@@ -121,6 +121,24 @@ class Registration:
             )
         if error:
             raise KernelError("unsubscribe", error, address=self.start)
+
+    def _await_callback(self) -> None:
+        """Until nobody is in a call of ours, and no callback runs: here, so that Ctrl-C ends the waiting.
+
+        What is left for the core to wait for is short, or (in a callback, with others that close each other)
+        known to it alone.
+        """
+        self._is_over = True
+        try:
+            while self._calls:  # they leave as soon as they see the state
+                time.sleep(0.001)
+            nap_s = 0.00005
+            while self._worker.current is self and not lib.umm_notify_in_callback():
+                time.sleep(nap_s)
+                nap_s = min(2 * nap_s, 0.02)
+        except BaseException:
+            self._is_over, self._state = False, _State.OPEN
+            raise
 
     def _release_event(self) -> Event:
         return Event(
