@@ -12,7 +12,6 @@ from uspace_mm.kernel import mapping, proc
 from uspace_mm.kernel.io_uring import IoUring, IoUringUnavailable, update_slot
 from uspace_mm.kernel.madvise import Advice
 from uspace_mm.kernel.mapping import PRIVATE_ANONYMOUS, MapFlag, Mapping, RemapFlag
-from uspace_mm.kernel.memfd import memfd_create
 from uspace_mm.kernel.userfaultfd import Feature, OutcomeKind, RegisterMode, UserfaultfdBuilder
 from uspace_mm.notifier import IoUringBuffers, calls
 from uspace_mm.pager import Pager, Region
@@ -40,16 +39,18 @@ def buffers(ring: IoUring) -> Iterator[IoUringBuffers]:
 
 
 @pytest.fixture
-def file() -> Iterator[int]:
-    fd = memfd_create("delivered", PAGE)
-    yield fd
-    os.close(fd)
+def pipe() -> Iterator[tuple[int, int]]:
+    """Not a file, the first write to which may be left to a thread of the kernel's that stays for seconds."""
+    ends = os.pipe()
+    yield ends
+    for fd in ends:
+        os.close(fd)
 
 
-def delivered(ring: IoUring, file: int, slot: int, address: int) -> set[int]:
+def delivered(ring: IoUring, pipe: tuple[int, int], slot: int, address: int) -> set[int]:
     """The bytes that a page of the buffer has, as the ring sees it."""
-    assert ring.write_fixed(file, slot, address, PAGE, 0) == PAGE
-    return set(os.pread(file, PAGE, 0))
+    assert ring.write_fixed(pipe[1], slot, address, PAGE) == PAGE
+    return set(os.read(pipe[0], PAGE))
 
 
 def forget(address: int) -> None:
@@ -81,30 +82,30 @@ CHANGES = [forget, unmap_and_map, map_over, move_away]
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_without_it_the_old_bytes_are_delivered(
-    ring: IoUring, file: int, change: Callable[[int], None]
+    ring: IoUring, pipe: tuple[int, int], change: Callable[[int], None]
 ) -> None:
     with Mapping(PAGE) as memory:
         memory.array[:] = 1
         update_slot(ring.fd, 0, memory.address, PAGE)
         change(memory.address)
         memory.array[:] = 2
-        assert delivered(ring, file, 0, memory.address) == {1}
+        assert delivered(ring, pipe, 0, memory.address) == {1}
 
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_with_it_the_right_bytes_arrive(
-    ring: IoUring, buffers: IoUringBuffers, file: int, change: Callable[[int], None]
+    ring: IoUring, buffers: IoUringBuffers, pipe: tuple[int, int], change: Callable[[int], None]
 ) -> None:
     with Mapping(PAGE) as memory:
         memory.array[:] = 1
         slot = buffers.add(memory.address, PAGE)
         with buffers.using(slot) as before:
-            assert delivered(ring, file, slot, memory.address) == {1}
+            assert delivered(ring, pipe, slot, memory.address) == {1}
         change(memory.address)
         memory.array[:] = 2
         with buffers.using(slot) as after:
             assert after > before
-            assert delivered(ring, file, slot, memory.address) == {2}
+            assert delivered(ring, pipe, slot, memory.address) == {2}
         assert buffers.stats().kept_pinned == 0
 
 
@@ -116,18 +117,18 @@ def region() -> Iterator[Region]:
 
 
 def test_a_buffer_in_a_region_follows_evictions(
-    ring: IoUring, buffers: IoUringBuffers, file: int, region: Region
+    ring: IoUring, buffers: IoUringBuffers, pipe: tuple[int, int], region: Region
 ) -> None:
     slot = buffers.add(region.address, 2 * PAGE)
     for value in (20, 30, 40):
         with buffers.using(slot):
-            delivered(ring, file, slot, region.address)
+            delivered(ring, pipe, slot, region.address)
         region.evict()
         assert not buffers.look(slot).registered, "its own buffer would bring the pages back"
         region.array()[:PAGE] = value
         with buffers.using(slot):
-            assert delivered(ring, file, slot, region.address) == {value}
-            assert delivered(ring, file, slot, region.address + PAGE) == {8}, "from the store"
+            assert delivered(ring, pipe, slot, region.address) == {value}
+            assert delivered(ring, pipe, slot, region.address + PAGE) == {8}, "from the store"
     assert (region.array()[:PAGE] == 40).all()
 
 
@@ -146,7 +147,7 @@ def test_without_it_a_pinned_page_cannot_be_moved(ring: IoUring) -> None:
             uffd.move(memory.address + PAGE, memory.address, PAGE).require()
 
 
-def test_memory_that_is_gone(ring: IoUring, buffers: IoUringBuffers, file: int) -> None:
+def test_memory_that_is_gone(ring: IoUring, buffers: IoUringBuffers, pipe: tuple[int, int]) -> None:
     address = mapping.map_memory(PAGE)
     slot = buffers.add(address, PAGE)
     calls.munmap(address, PAGE)
