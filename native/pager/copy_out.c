@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "common/lock.h"
+#include "kernel/pagemap.h"
 
 static const uint64_t kept_max = 2 << 20;
 
@@ -70,11 +71,27 @@ static uint64_t protect(struct umm_region *region, uint64_t unit, uint64_t annou
 	return address;
 }
 
-static void end_zap(struct umm_region *region, uint64_t unit, int err)
+/* madvise() lets go of the mapping while its event is read, and then takes what stands at the address: when
+ * the user's mremap came in between, that is somebody else's, and pagemap tells. */
+static bool was_moved_away(struct umm_region *region, uint64_t unit, uint64_t zapped)
+{
+	struct umm_pager *pager = region->pager;
+	uint64_t address = unit_address(region, unit), there = 0;
+	for (uint64_t at = 0; address && address != zapped && at < region->unit; at += pager->page) {
+		uint64_t entry = 0;
+		umm_pagemap_read(pager->pagemap_fd, address + at, 1, pager->page, &entry);
+		there |= entry & (UMM_PAGEMAP_PRESENT | UMM_PAGEMAP_SWAP);
+	}
+	return there != 0;
+}
+
+static void end_zap(struct umm_region *region, uint64_t unit, uint64_t address, int err)
 {
 	bool wanted = unit_flag(region, unit, UNIT_WANTED);
 	if (claim_lost(region, unit))
 		return;
+	if (!err && was_moved_away(region, unit, address))
+		err = -EAGAIN;
 	if (err)
 		unit_set_present(region, unit);
 	else
@@ -138,7 +155,7 @@ static bool copy_one(struct umm_region *region, uint64_t unit, uint64_t announce
 
 	err = zap_range(uf, address, region->unit, granule);
 	pthread_mutex_lock(&uf->lock);
-	end_zap(region, unit, err);
+	end_zap(region, unit, address, err);
 	struct umm_pager_counters *both[2] = {&region->counters, &uf->counters};
 	for (int i = 0; i < 2 && !err; i++) {
 		both[i]->evicted_dirty += dirty;

@@ -158,6 +158,14 @@ static void remove_against_faults(uint64_t budget, bool no_move)
 	}
 }
 
+static void *evict_all_main(void *argument)
+{
+	struct racer *racer = argument;
+	while (!atomic_load(&racer->stop))
+		CHECK_OK(umm_region_evict(racer->f->region, 0, racer->f->size));
+	return NULL;
+}
+
 static void remapped_range_keeps_its_place(void)
 {
 	struct fixture f;
@@ -306,6 +314,45 @@ static void unmap_during_write(bool no_move)
 	fixture_close(&f);
 }
 
+/* Moved while it is copied out, and its old place taken by somebody else: it is still there, and what is
+ * written to it afterwards goes to the store. */
+static void move_during_eviction(bool no_move)
+{
+	struct fixture f;
+	struct gated_store *store;
+	uint64_t unit = page_size(), size = 16 * unit;
+	gated_open(&f, (struct umm_pager_options){.handlers = 2, .no_move = no_move}, size, unit,
+	        UMM_STORE_WRITEBACK, &store);
+	CHECK_OK(umm_region_advise(f.region, UMM_REGION_RANDOM));
+	uint8_t *here = (uint8_t *)f.memory;
+	struct racer racer = {.f = &f};
+	pthread_t evictor;
+	CHECK(pthread_create(&evictor, NULL, evict_all_main, &racer) == 0);
+	for (uint64_t round = 1; round <= 2000 / SLOWDOWN; round++) {
+		uint8_t *next = mmap(NULL, size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+		CHECK(next != MAP_FAILED);
+		for (uint64_t at = 0; at < size; at += unit)
+			store_word(here, at, round);
+		CHECK(mremap(here, size, size, MREMAP_MAYMOVE | MREMAP_FIXED, next) == next);
+		/* The evictor itself may have taken it: also somebody else. */
+		bool taken = mmap(here, size, PROT_READ | PROT_WRITE,
+		                     MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0) == here;
+		for (uint64_t at = 0; at < size; at += unit) {
+			CHECK_EQUAL(load(next, at), round);
+			store_word(next, at, round + 1000000);
+		}
+		CHECK_OK(umm_region_flush(f.region));
+		for (uint64_t at = 0; at < size; at += unit)
+			CHECK_EQUAL(load(f.bytes, at), round + 1000000);
+		if (taken)
+			munmap(here, size);
+		here = next;
+	}
+	atomic_store(&racer.stop, true);
+	pthread_join(evictor, NULL);
+	fixture_close(&f);
+}
+
 int main(void)
 {
 	uint64_t page = page_size(), large = 64 << 10;
@@ -331,5 +378,7 @@ int main(void)
 	RUN(place_is_taken_before_the_event_is_read(false));
 	RUN(place_is_taken_before_the_event_is_read(true));
 	RUN(unmap_during_fetch());
+	RUN(move_during_eviction(false));
+	RUN(move_during_eviction(true));
 	return 0;
 }
