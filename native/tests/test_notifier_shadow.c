@@ -11,7 +11,7 @@ enum {
 	WINDOW = 160, /* pages of address space in which all of it happens */
 	STAMP_SHIFT = 16,
 };
-static const uint64_t patience_ns = 60000000000, enough_ns = 15000000000;
+static const uint64_t patience_ns = 60000000000, enough_ns = 10000000000;
 
 struct shadow {
 	struct umm_pager *pager;

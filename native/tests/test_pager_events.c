@@ -1,4 +1,5 @@
 /* madvise, mremap and munmap of the user's on a region, against faults, eviction and new mappings. */
+#include "common/clock.h"
 #include "tests/pager_fixture.h"
 
 static void removed_pages_read_zero(uint64_t unit)
@@ -328,7 +329,9 @@ static void move_during_eviction(bool no_move)
 	struct racer racer = {.f = &f};
 	pthread_t evictor;
 	CHECK(pthread_create(&evictor, NULL, evict_all_main, &racer) == 0);
-	for (uint64_t round = 1; round <= 2000 / SLOWDOWN; round++) {
+	/* An emulated machine does a part of it. */
+	uint64_t until = umm_now_ns() + 2000000000;
+	for (uint64_t round = 1; round <= 2000 / SLOWDOWN && umm_now_ns() < until; round++) {
 		uint8_t *next = mmap(NULL, size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 		CHECK(next != MAP_FAILED);
 		for (uint64_t at = 0; at < size; at += unit)
