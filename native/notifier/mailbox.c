@@ -296,7 +296,9 @@ void mailbox_stats(struct mailbox *box, struct umm_subscriber_stats *ret)
 {
 	sigset_t saved;
 	mailbox_lock(box, &saved);
-	ret->queued = box->tail - box->head;
+	/* What was lost is to be told, too: with 0 and not busy, whoever looks knows that all was delivered.
+	 */
+	ret->queued = box->tail - box->head + (box->lost != NULL) + (box->lost_end_due != NULL);
 	/* Never 0 while busy: the clock may not have moved on, nor on every CPU alike. */
 	uint64_t now = umm_now_ns();
 	ret->busy_ns = !box->busy ? 0 : now > box->busy_since ? now - box->busy_since : 1;
