@@ -29,7 +29,8 @@
 enum {
 	CALLS_MASK = (1 << 24) - 1,
 	CALLS_WAITED = 1 << 30, /* umm_unsubscribe sleeps on the word */
-	CALLS_ORPHAN = 1 << 29, /* the last call frees the subscription */
+	CALLS_ORPHAN = 1 << 29, /* the last call, or umm_subscribe, frees the subscription */
+	CALLS_HELD = 1 << 28,   /* umm_subscribe has not returned yet */
 	SEQ_ACTIVE_BITS = 24,   /* of subscription->seq: changes under way; above: changes begun */
 };
 

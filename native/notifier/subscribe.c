@@ -37,16 +37,29 @@ static void futex_wake(_Atomic uint32_t *word)
 	syscall(SYS_futex, word, FUTEX_WAKE | FUTEX_PRIVATE_FLAG, INT32_MAX, NULL, NULL, 0);
 }
 
+static void free_orphan(struct umm_subscription *subscription)
+{
+	struct umm_subscriber *subscriber = subscription->subscriber;
+	free(subscription);
+	atomic_fetch_sub(&subscriber->orphans, 1);
+}
+
 void call_leave_slow(struct umm_subscription *subscription, uint32_t old)
 {
 	/* Only the address is used: with the last call the memory may be gone, or another's. */
 	if (old & CALLS_WAITED)
 		futex_wake(&subscription->calls);
-	if ((old & CALLS_ORPHAN) && (old & CALLS_MASK) == 1) {
-		struct umm_subscriber *subscriber = subscription->subscriber;
-		free(subscription);
-		atomic_fetch_sub(&subscriber->orphans, 1);
-	}
+	if ((old & CALLS_ORPHAN) && (old & CALLS_MASK) == 1 && !(old & CALLS_HELD))
+		free_orphan(subscription);
+}
+
+/* The end of umm_subscribe. Not one of the calls that umm_unsubscribe waits for: in a callback, that would
+ * wait for umm_subscribe, which waits for the change that the callback belongs to. */
+static void let_go(struct umm_subscription *subscription)
+{
+	uint32_t old = atomic_fetch_and(&subscription->calls, ~(uint32_t)CALLS_HELD);
+	if ((old & CALLS_ORPHAN) && !(old & CALLS_MASK))
+		free_orphan(subscription);
 }
 
 static uint32_t count_frames(const struct frame *frame, const struct umm_subscription *subscription)
@@ -210,17 +223,17 @@ int umm_subscribe(struct umm_space *space, struct umm_subscriber *subscriber, ui
 	/* Until the changes under way have ended, it does not know of them. */
 	atomic_store_explicit(&subscription->unsettled, true, memory_order_relaxed);
 	/* A callback may unsubscribe it before this is over: it is not freed until then. */
-	call_enter(subscription);
+	atomic_store_explicit(&subscription->calls, CALLS_HELD, memory_order_relaxed);
 	pthread_mutex_lock(&space->lock);
 	int err = atomic_load(&space->released) ? -ESRCH : 0;
 	if (!err) {
 		subscription->birth = ++space->births;
+		*ret = subscription; /* before it is published, and a callback can look for it */
 		err = tree_insert(space, subscription);
 	}
 	if (!err) {
 		space->n++;
 		atomic_fetch_add(&subscriber->n, 1);
-		*ret = subscription; /* before a callback can look for it */
 	}
 	pthread_mutex_unlock(&space->lock);
 	if (err) {
@@ -230,7 +243,7 @@ int umm_subscribe(struct umm_space *space, struct umm_subscriber *subscriber, ui
 	/* Within a change of its own the thread would wait for itself. */
 	if (!umm_thread.frames && !umm_thread.open && phases_drain(&space->changes, settle_ns) == 0)
 		atomic_store(&subscription->unsettled, false);
-	call_leave(subscription);
+	let_go(subscription);
 	return 0;
 }
 
@@ -347,11 +360,11 @@ int umm_unsubscribe(struct umm_subscription *subscription)
 	umm_notify_moment(UMM_MOMENT_GRACE, subscription);
 	uint32_t own = count_frames(umm_thread.frames, subscription);
 	int err = wait_for_calls(subscription, own);
-	if (removed && (err || own)) {
-		/* The last of its calls frees it; until then the subscriber stays. */
+	if (removed) {
+		/* If any are left, the last of its calls frees it; until then the subscriber stays. */
 		atomic_fetch_add(&subscriber->orphans, 1);
 		uint32_t old = atomic_fetch_or(&subscription->calls, CALLS_ORPHAN);
-		removed = !(old & CALLS_MASK);
+		removed = !(old & (CALLS_MASK | CALLS_HELD));
 		if (removed)
 			atomic_fetch_sub(&subscriber->orphans, 1);
 	}

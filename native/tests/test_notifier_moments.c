@@ -249,8 +249,54 @@ static void release_passes_one_that_is_being_released(void)
 	scene_deinit(&scene);
 }
 
+/* A callback ends a subscription whose umm_subscribe still waits for the change that the callback is part of.
+ */
+static int end_in_callback(void *context, const struct umm_notify_event *event)
+{
+	struct scene *scene = context;
+	int answer = holder_start(scene->holder, event);
+	CHECK_OK(umm_unsubscribe(scene->holder->subscription));
+	atomic_store(&scene->unsubscribed, 1);
+	return answer;
+}
+
+static void *subscribe_late(void *argument)
+{
+	static const struct umm_notifier_ops ops = {.invalidate_range_start = end_in_callback};
+	struct scene *scene = argument;
+	struct umm_subscriber *subscriber = holder_direct(&ops);
+	CHECK_OK(umm_subscribe(scene->space, subscriber, 0, 100, scene, &scene->holder->subscription));
+	await(&scene->unsubscribed, 1);
+	CHECK_OK(umm_subscriber_destroy(subscriber));
+	return NULL;
+}
+
+static void a_subscription_ends_before_it_is_settled(void)
+{
+	struct scene scene;
+	struct umm_notify_range outer, inner;
+	scene_init(&scene);
+	holder_unsubscribe(scene.holder);
+	memset(scene.holder, 0, sizeof(*scene.holder));
+	CHECK_OK(umm_notify_start(
+	        &outer, scene.space, 0, 10, UMM_SOURCE_USER, UMM_REASON_UNMAP, UMM_NOTIFY_BLOCKABLE));
+	scene_start(&scene, subscribe_late);
+	while (!umm_space_subscriptions(scene.space))
+		sched_yield();
+	CHECK_OK(umm_notify_start(
+	        &inner, scene.space, 0, 10, UMM_SOURCE_USER, UMM_REASON_UNMAP, UMM_NOTIFY_BLOCKABLE));
+	CHECK_EQUAL(scene.unsubscribed, 1);
+	CHECK_EQUAL(umm_space_subscriptions(scene.space), 0);
+	umm_notify_end(&inner, 0);
+	umm_notify_end(&outer, 0);
+	CHECK_EQUAL(scene.holder->starts, 1);
+	scene_deinit(&scene);
+	free(scene.holder);
+}
+
 int main(void)
 {
+	a_subscription_ends_before_it_is_settled();
 	unsubscribing_waits_for_who_found_it();
 	unsubscribing_waits_for_who_is_about_to_call();
 	changes_pass_one_that_is_removed();
