@@ -132,6 +132,7 @@ def test_a_failed_change_has_its_end_with_the_errno(memory: np.ndarray) -> None:
             raise OSError(28, "full")
         with pytest.raises(ZeroDivisionError), invalidating(memory):
             raise ZeroDivisionError
+        recorder.settle()
     assert [event.error for event in recorder.events if event.kind is Kind.END] == [28, 5]
 
 
