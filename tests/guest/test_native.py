@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 from pathlib import Path
@@ -19,7 +20,9 @@ def test_the_programs_came_along() -> None:
 
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda path: path.name)
 def test_program(program: Path) -> None:
-    done = subprocess.run([program], capture_output=True, text=True, check=False, timeout=600)
+    # Long random runs do a part: the machine is emulated, and the host's own run does all.
+    env = {**os.environ, "UMM_TEST_BRIEF": "1"}
+    done = subprocess.run([program], capture_output=True, text=True, check=False, timeout=600, env=env)
     if done.returncode == SKIPPED:
         pytest.skip(done.stderr.strip().splitlines()[-1])
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
