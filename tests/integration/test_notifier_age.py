@@ -36,8 +36,8 @@ def test_writes_are_seen_page_by_page() -> None:
     lacks("WP_ASYNC", "PAGEMAP_SCAN")
     with Mapping(16 * PAGE) as memory:
         memory.array[:] = 1
-        with Ages(memory.address, memory.address + 8 * PAGE, touches=False) as ages:
-            here = {"pages": page_idle.BITMAP.exists(), "touches": False, "refaults": False}
+        with Ages(memory.address, memory.address + 8 * PAGE, touches=False, damon=False) as ages:
+            here = {"pages": page_idle.BITMAP.exists(), "samples": False, "touches": False, "refaults": False}
             assert seen(ages) == {"writes": True, "subscribers": True} | here
             assert ages.look().written_bytes == 0
             memory.array[3 * PAGE] = 2
@@ -87,7 +87,10 @@ def test_another_process() -> None:
     assert child.stdin is not None
     assert child.stdout is not None
     with child:
-        with Process(child.pid, interval_s=None) as process, Ages(0, 1 << 47, space=process) as ages:
+        with (
+            Process(child.pid, interval_s=None) as process,
+            Ages(0, 1 << 47, space=process, damon=False) as ages,
+        ):
             assert [name for name, there in seen(ages).items() if there] == ["touches"]
             assert ages.evidence[1].how == "a range above 1 GiB"
             assert "another process" in ages.evidence[0].how
@@ -139,7 +142,7 @@ def test_what_cannot_be_watched() -> None:
         Ages(0)
     with pytest.raises(InputError, match="empty"):
         Ages(5, 5)
-    with Ages(0, PAGE, touches=False) as ages:  # not mapped
+    with Ages(0, PAGE, touches=False, damon=False) as ages:  # not mapped
         assert not seen(ages)["writes"]
         age = ages.look()
         assert age == Age(None, age.used_bytes, None, None, None)

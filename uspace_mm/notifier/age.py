@@ -5,19 +5,24 @@ evidence       how it is had
 =============  =====================================================================================
 writes         own memory: UFFD_FEATURE_WP_ASYNC and PAGEMAP_SCAN (Linux 6.7), page by page
 pages          reads and writes, page by page: idle page tracking, as root (CONFIG_IDLE_PAGE_TRACKING)
+samples        reads and writes, sampled by DAMON, as root (CONFIG_DAMON_VADDR, CONFIG_DAMON_SYSFS)
 touches        reads and writes: accessed bits, /proc/PID/clear_refs and smaps, mapping by mapping
 refaults       a pager's region: faults that it served, for the region as a whole
 subscribers    the young bits of whoever registered, :func:`young`
 =============  =====================================================================================
 
 "Used" is certain. "Not used" is certain for writes only: a read of a present page leaves its trace in the
-accessed bit alone (which the second and third look at), and not even there while a CPU still holds the
+accessed bit alone (which the second to fourth look at), and not even there while a CPU still holds the
 translation. Pages that idle page tracking cannot mark (huge ones but their first, those not on an LRU list
-yet) are not counted there.
+yet) are not counted there. DAMON looks at one page of each of its regions every 10 ms; ranges up to 512 pages
+are split into regions of single pages, step by step. It marks pages as idle itself and so disturbs idle page
+tracking: here it is used where the latter is missing, or when asked for. The machine has one set of kdamonds;
+while somebody uses DAMON, another of these objects included, it counts as taken.
 """
 
 from __future__ import annotations
 
+import os
 import weakref
 from dataclasses import dataclass
 from typing import Any, Self, SupportsIndex
@@ -31,6 +36,7 @@ from uspace_mm.kernel.pagemap import PFN_MASK, Category, Pagemap, PagemapBit, Sc
 from uspace_mm.kernel.proc import clear_referenced, page_size, smaps
 from uspace_mm.kernel.userfaultfd import Feature, RegisterMode, Userfaultfd, UserfaultfdBuilder
 from uspace_mm.notifier import _life
+from uspace_mm.notifier._damon import Damon, Sampled
 from uspace_mm.notifier.event import ADDRESS_END
 from uspace_mm.notifier.process import Process
 from uspace_mm.notifier.space import Space, as_interval, as_space
@@ -56,6 +62,7 @@ class Age:
     ``written_bytes``: bytes of pages written. ``used_bytes``: of pages read or written. ``touched``: one of
     the mappings that the range is part of.
     ``refaults``: faults served. ``subscribers``: one of them used it.
+    ``sampled``: DAMON saw use since the last time. ``sampled_bytes``: of regions that it saw in use last.
     """
 
     written_bytes: int | None
@@ -63,21 +70,24 @@ class Age:
     touched: bool | None
     refaults: int | None
     subscribers: bool | None
+    sampled: bool | None = None
+    sampled_bytes: int | None = None
 
     @property
     def referenced(self) -> bool:
         """Whether any evidence says so."""
-        return bool(
-            self.written_bytes or self.used_bytes or self.touched or self.refaults or self.subscribers
-        )
+        signs = (self.written_bytes, self.used_bytes, self.touched, self.refaults, self.subscribers)
+        return any(signs) or bool(self.sampled)
 
 
 class Ages:
     """Watches the use of [start, end), memory as in :func:`register`, from now on; a context manager.
 
     `space`: another process (then without writes of their own kind). `touches` False leaves the accessed bits
-    alone, which are the whole process's and which reclaim looks at, too. Several objects do not disturb each
-    other; who else writes clear_refs does. Raises InputError for a range that is empty or all memory.
+    alone, which are the whole process's and which reclaim looks at, too. `damon` True: DAMON in place of idle
+    page tracking; None: where that is missing; False: never. Its looks take up to half a second. Several
+    objects do not disturb each other, unless `damon` differs; who else writes clear_refs or uses DAMON does.
+    Raises InputError for a range that is empty or all memory.
     """
 
     def __init__(
@@ -87,6 +97,7 @@ class Ages:
         *,
         space: Space | None = None,
         touches: bool = True,
+        damon: bool | None = None,
     ) -> None:
         low, high = as_interval(start, end)
         if high == ADDRESS_END:
@@ -99,11 +110,13 @@ class Ages:
         self._region = start if hasattr(start, "stats") else None
         self._closed = False
         self._pages: _Pages | None = None
-        writes, pages = self._watch_writes(), self._watch_pages()
+        self._damon: Damon | None = None
+        writes, pages = self._watch_writes(), self._watch_pages(not damon)
         refaults = "a pager's region" if self._region is not None else "not a pager's region"
         self.evidence: tuple[Evidence, ...] = (
             Evidence("writes", self._writes is not None, writes),
             Evidence("pages", self._pages is not None, pages),
+            self._watch_samples(damon),
             self._watch_touches(touches),
             Evidence("refaults", self._region is not None, refaults),
             Evidence(
@@ -111,7 +124,11 @@ class Ages:
             ),
         )
         self._faults = self._count_faults()
-        self.look()  # what happened before counts for nothing
+        try:
+            self.look()  # what happened before counts for nothing
+        except BaseException:
+            self.close()
+            raise
 
     def _watch_writes(self) -> str:
         if not self._own:
@@ -122,7 +139,9 @@ class Ages:
             return str(error)
         return "UFFD_FEATURE_WP_ASYNC and PAGEMAP_SCAN"
 
-    def _watch_pages(self) -> str:
+    def _watch_pages(self, wanted: bool) -> str:
+        if not wanted:
+            return "DAMON is wanted in its place"
         if self._high - self._low > _PAGES_MOST_BYTES:
             return f"a range above {_PAGES_MOST_BYTES >> 30} GiB"
         try:
@@ -130,6 +149,18 @@ class Ages:
         except UspaceError as error:
             return str(error)
         return "idle page tracking (/sys/kernel/mm/page_idle)"
+
+    def _watch_samples(self, wanted: bool | None) -> Evidence:
+        if wanted is False or (wanted is None and self._pages is not None):
+            return Evidence(
+                "samples", False, "not wanted" if wanted is False else "idle page tracking is better"
+            )
+        start, length = _whole_pages(self._low, self._high)
+        try:
+            self._damon = Damon(self._pid or os.getpid(), start, start + length)
+        except UspaceError as error:
+            return Evidence("samples", False, str(error))
+        return Evidence("samples", True, "DAMON (/sys/kernel/mm/damon/admin)")
 
     def _watch_touches(self, wanted: bool) -> Evidence:
         if not wanted:
@@ -153,12 +184,15 @@ class Ages:
             raise InputError("these Ages are closed")
         before, self._faults = self._faults, self._count_faults()
         used, answered = young(self._low, self._high) if self._own else (False, 0)
+        sampled = Sampled(None, None) if self._damon is None else self._damon.take()
         return Age(
             written_bytes=None if self._writes is None else self._writes.take(),
             used_bytes=None if self._pages is None else self._pages.take(),
             touched=None if self._touches is None else self._touches.take(self),
             refaults=None if self._region is None else self._faults - before,
             subscribers=used if answered else None,
+            sampled=sampled.used,
+            sampled_bytes=sampled.last_bytes,
         )
 
     def close(self) -> None:
@@ -171,6 +205,8 @@ class Ages:
         if self._touches is not None:
             self._touches.leave(self)
             self._touches = None
+        if self._damon is not None:
+            self._damon.close()
 
     def __enter__(self) -> Self:
         return self
