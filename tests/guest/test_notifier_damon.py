@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -44,6 +45,8 @@ def populated() -> Mapping:
     if pmd_size() is not None:
         madvise(memory.address, memory.length, Advice.NOHUGEPAGE)
     memory.array[:] = 1
+    # Brings the pages onto the LRU lists now: until then DAMON cannot mark them, and sees this use late.
+    Path("/proc/sys/vm/drop_caches").write_text("1")
     return memory
 
 

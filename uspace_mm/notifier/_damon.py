@@ -7,8 +7,8 @@ It needs CONFIG_DAMON_SYSFS, CONFIG_DAMON_VADDR, root, and Linux 6.2 (update_sch
 replaces the regions that it was given by the whole process's at each update interval.
 
 kdamonds are the machine's, and whoever writes nr_kdamonds makes all of them anew: when there is one already,
-DAMON is taken, and nothing is written. What is removed is only what still has our process and range in it. A
-process that is killed leaves its kdamond behind; then root writes off to its state and 0 to nr_kdamonds.
+DAMON is taken, and nothing is written. What is removed is only what still has our process and range in it.
+A process that is killed leaves its kdamond behind; then root writes off to its state and 0 to nr_kdamonds.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ import fcntl
 import os
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from uspace_mm.errors import KernelError, UnsupportedError, UspaceError
 from uspace_mm.kernel.proc import page_size
@@ -42,17 +43,16 @@ _MOST_REGIONS = 4 * _PAGE_BY_PAGE
 _UINT_MAX = (1 << 32) - 1
 _ULONG_MAX = (1 << 64) - 1
 
-# The kernel answers EBUSY while somebody else is at any of its files, and until a kdamond has ended.
+# Reads and writes give EBUSY while the kernel is at any of the files, and until a kdamond has ended.
 _PATIENCE_S = 5.0
 _PAUSE_S = 0.01
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """``used``: in any aggregation interval since the last time. ``last_bytes``: regions used in the last.
-
-    None: not looked at.
-    """
+    """``used`` since the last time; ``last_bytes`` of regions in the last interval. None: not looked at."""
 
     used: bool | None
     last_bytes: int | None
@@ -111,9 +111,9 @@ class _Place:
         attributes = self.context / "monitoring_attrs"
         _write(attributes / "intervals/sample_us", _SAMPLE_US)
         _write(attributes / "intervals/aggr_us", _AGGREGATION_US)
-        pages = (self.end - self.start) // page_size()
+        least = min((self.end - self.start) // page_size(), _PAGE_BY_PAGE)
         _write(attributes / "nr_regions/max", _MOST_REGIONS)
-        _write(attributes / "nr_regions/min", max(_LEAST_REGIONS, min(pages, _PAGE_BY_PAGE)))
+        _write(attributes / "nr_regions/min", max(_LEAST_REGIONS, least))
         _write(self.scheme.parent / "nr_schemes", 1)
         _write(self.scheme / "action", "stat")
         pattern = self.scheme / "access_pattern"
@@ -194,27 +194,30 @@ class Damon:
         self._end()
 
 
-def _read(path: Path) -> str:
-    try:
-        return path.read_text().strip()
-    except OSError as error:
-        raise KernelError(f"read({path})", error.errno or errno.EIO) from None
-
-
-def _write(path: Path, value: int | str) -> None:
+def _patiently(call: str, path: Path, flags: int, action: Callable[[int], _T]) -> _T:
     deadline = time.monotonic() + _PATIENCE_S
     while True:
         try:
-            fd = os.open(path, os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC)
+            fd = os.open(path, flags | os.O_CLOEXEC)
             try:
-                os.write(fd, str(value).encode())
+                return action(fd)
             finally:
                 os.close(fd)
-            return
         except OSError as error:
             if error.errno != errno.EBUSY or time.monotonic() > deadline:
-                raise KernelError(f"write({path}, {value})", error.errno or errno.EIO) from None
+                raise KernelError(call, error.errno or errno.EIO) from None
         time.sleep(_PAUSE_S)
+
+
+def _read(path: Path) -> str:
+    return (
+        _patiently(f"read({path})", path, os.O_RDONLY, lambda fd: os.read(fd, page_size())).decode().strip()
+    )
+
+
+def _write(path: Path, value: int | str) -> None:
+    flags = os.O_WRONLY | os.O_TRUNC
+    _patiently(f"write({path}, {value})", path, flags, lambda fd: os.write(fd, str(value).encode()))
 
 
 @contextmanager

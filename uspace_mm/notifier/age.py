@@ -17,7 +17,8 @@ translation. Pages that idle page tracking cannot mark (huge ones but their firs
 yet) are not counted there. DAMON looks at one page of each of its regions every 10 ms; ranges up to 512 pages
 are split into regions of single pages, step by step. It marks pages as idle itself and so disturbs idle page
 tracking: here it is used where the latter is missing, or when asked for. The machine has one set of kdamonds;
-while somebody uses DAMON, another of these objects included, it counts as taken.
+while somebody uses DAMON, another of these objects included, it counts as taken. A page that was used before
+the watching began may be seen late, once, when it comes onto an LRU list.
 """
 
 from __future__ import annotations
