@@ -132,9 +132,11 @@ static int drop_pages(void *context, const struct umm_notify_event *event)
 
 static uint64_t take_spot(uint32_t *seed)
 {
-	for (;;) {
+	enum { TRIES = 1 << 24 };
+	for (int i = 0;; i++) {
+		CHECK(i < TRIES);
 		*seed = *seed * 1664525 + 1013904223;
-		uint64_t at = arena + (*seed >> 8) % SPOTS * page;
+		uint64_t at = arena + (*seed >> 8) % SPOTS * 2 * page;
 		long got = syscall(SYS_mmap, at, page, PROT_READ | PROT_WRITE,
 		        MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
 		if (got == (long)at)
@@ -177,12 +179,13 @@ static void addresses_change_hands(void)
 	struct umm_subscriber_options options = {.name = "table", .ops = &ops};
 	struct umm_subscriber *subscriber;
 	pthread_t threads[THREADS];
-	/* A hole with walls: too small for a thread's stack. */
-	arena_size = SPOTS * page;
+	/* Holes of one page between walls: too small for a thread's stack, or for what a sanitizer maps. */
+	arena_size = 2 * SPOTS * page;
 	CHECK_OK(umm_map(
 	        0, arena_size + 2 * page, PROT_NONE, UMM_MAP_PRIVATE | UMM_MAP_ANONYMOUS, -1, 0, &arena));
 	arena += page;
-	CHECK_OK(umm_unmap(arena, arena_size));
+	for (int i = 0; i < SPOTS; i++)
+		CHECK_OK(umm_unmap(arena + (uint64_t)i * 2 * page, page));
 	CHECK_OK(umm_subscriber_create(&options, &subscriber));
 	CHECK_OK(umm_subscribe(
 	        umm_space_self(), subscriber, arena, arena + arena_size, NULL, &arena_subscription));
