@@ -68,7 +68,14 @@ int umm_cgroup_open(void)
 	uint64_t memory = number_in("/proc/meminfo", "MemTotal:") << 10;
 	if (memory) {
 		uint64_t reserve = memory / RESERVE_PART > reserve_min ? memory / RESERVE_PART : reserve_min;
-		snprintf(text, sizeof text, "%llu", (unsigned long long)(memory - reserve));
+		uint64_t limit = memory - reserve;
+		/* Nor what others have taken already: in a small guest with large pages the kernel itself has
+		 * more than the reserve, and without this the machine would thrash before the command meets
+		 * its limit. */
+		uint64_t available = number_in("/proc/meminfo", "MemAvailable:") << 10;
+		if (available > 2 * reserve_min && available - reserve_min / 2 < limit)
+			limit = available - reserve_min / 2;
+		snprintf(text, sizeof text, "%llu", (unsigned long long)limit);
 		if (memory > 2 * reserve)
 			write_text(GROUP "/memory.max", text);
 		uint64_t processes = memory / PAGES_PER_PROCESS / getauxval(AT_PAGESZ);
