@@ -32,7 +32,11 @@ class Device:
         self.dropped: list[Range] = []
 
     def register(self, address: int, length: int) -> Range:
-        assert (address, length) not in self.live
+        # What a raw call took is deregistered by the cache's own thread, perhaps only now.
+        deadline = time.monotonic() + 30
+        while (address, length) in self.live:
+            assert time.monotonic() < deadline, "registered twice"
+            time.sleep(0.001)
         self.live.add((address, length))
         return address, length
 
