@@ -90,39 +90,36 @@ void mailbox_lose(struct mailbox *box, struct umm_subscription *subscription, ui
 		subscription->lost_end = end;
 }
 
-static enum mail_outcome put_locked(
-        struct umm_subscription *subscription, const struct umm_notify_event *event)
+static void put_locked(struct umm_subscription *subscription, const struct umm_notify_event *event)
 {
 	struct umm_subscriber *subscriber = subscription->subscriber;
 	struct mailbox *box = &subscriber->mailbox;
 	if (box->closed || atomic_load(&subscription->dead))
-		return MAIL_UNSENT;
+		return;
 	uint64_t used = box->tail - box->head + box->n_pairs;
 	bool start = event->kind == UMM_NOTIFY_START;
 	if (event->kind == UMM_NOTIFY_END) {
 		if (!take_pair(box, event->id, subscription))
-			return MAIL_UNSENT;
+			return;
 	} else if (used + (start ? 2 : 1) > box->capacity || (start && box->n_pairs == box->pairs_capacity)) {
 		mailbox_lose(box, subscription, event->start, event->end);
 		atomic_fetch_add(&subscriber->lost, 1);
-		return MAIL_LOST;
+		return;
 	}
 	if (start)
 		box->pairs[box->n_pairs++] = (struct open_pair){event->id, subscription};
 	box->letters[box->tail++ % box->capacity] = (struct letter){*event, subscription};
 	call_enter(subscription);
 	ring(box);
-	return MAIL_PUT;
 }
 
-enum mail_outcome mailbox_put(struct umm_subscription *subscription, const struct umm_notify_event *event)
+void mailbox_put(struct umm_subscription *subscription, const struct umm_notify_event *event)
 {
 	struct mailbox *box = &subscription->subscriber->mailbox;
 	sigset_t saved;
 	mailbox_lock(box, &saved);
-	enum mail_outcome outcome = put_locked(subscription, event);
+	put_locked(subscription, event);
 	mailbox_unlock(box, &saved);
-	return outcome;
 }
 
 void mailbox_put_release(struct umm_subscription *subscription, const struct umm_notify_event *event)

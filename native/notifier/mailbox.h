@@ -59,14 +59,9 @@ void mailbox_deinit(struct mailbox *box);
 void mailbox_lock(struct mailbox *box, sigset_t *saved);
 void mailbox_unlock(struct mailbox *box, const sigset_t *saved);
 
-enum mail_outcome {
-	MAIL_PUT,
-	MAIL_LOST,   /* no room: noted as lost */
-	MAIL_UNSENT, /* an end whose start was not sent, or closed */
-};
-
-/* The caller has counted a call in flight; a letter put takes one of its own. */
-enum mail_outcome mailbox_put(struct umm_subscription *subscription, const struct umm_notify_event *event);
+/* The caller has counted a call in flight; a letter put takes one of its own. Without room the range is noted
+ * as lost; an end whose start was not put is dropped. */
+void mailbox_put(struct umm_subscription *subscription, const struct umm_notify_event *event);
 /* Told apart from the queue, exactly once, whatever is full; unless it was claimed. Claimed and put in one
  * step: who unsubscribes in between would find neither. */
 void mailbox_put_release(struct umm_subscription *subscription, const struct umm_notify_event *event);
